@@ -1,0 +1,98 @@
+"""What is to be done: imperatives as data, carried out by the runner and its adapters, answered by events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from mgpu_llm.core.launch import Launch
+
+
+class Level(StrEnum):
+    """error: act now; warning: degraded; info: a transition; debug: the engine's and the heartbeat's small talk."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+    DEBUG = "debug"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpawnEngine:
+    """Answered by EngineSpawned or EngineSpawnFailed."""
+
+    attempt: int
+    launch: Launch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TerminateEngine:
+    """SIGTERM to the top process: a serving engine then ends by itself. Answered by EngineExited, if it listens."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class KillEngine:
+    """End every process of the attempt, wait for its GPU memory, remove what it left. Answered by EngineGone or EngineStuck."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeHealth:
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeCompletion:
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotifyReady:
+    """READY=1 to systemd: a completion came back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtendTimeout:
+    """EXTEND_TIMEOUT_USEC: progress was real, systemd may wait this much longer for the start or the stop."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotifyStopping:
+    """STOPPING=1 to systemd."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Announce:
+    """One line for the journal: a constant dotted name and its facts."""
+
+    name: str
+    level: Level = Level.INFO
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exit:
+    """End the daemon with this exit status; `message` is the last word to the operator ("" after a requested stop)."""
+
+    status: int
+    message: str = ""
+
+
+Effect = (
+    SpawnEngine
+    | TerminateEngine
+    | KillEngine
+    | ProbeHealth
+    | ProbeCompletion
+    | NotifyReady
+    | ExtendTimeout
+    | NotifyStopping
+    | Announce
+    | Exit
+)

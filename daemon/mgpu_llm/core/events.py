@@ -1,0 +1,192 @@
+"""What has happened: facts in the past tense, as the adapters saw them.
+
+Every event carries `at`, seconds on the monotonic clock of the daemon. Events about an engine carry its `attempt`, so that
+a late word from a dead attempt can be told apart and dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartRequested:
+    """Bring the engine to service: at the daemon's start, or by `mgpuctl start`."""
+
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRequested:
+    """End the engine. `final`: the daemon itself is to end too (SIGTERM from systemd, Ctrl-C)."""
+
+    at: float
+    final: bool
+    by: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestartRequested:
+    """End the engine and start it anew on the same rung (`mgpuctl restart`)."""
+
+    at: float
+    by: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ticked:
+    """Time has passed; nothing else happened."""
+
+    at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpawned:
+    at: float
+    attempt: int
+    pid: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSpawnFailed:
+    """No process came to be. `hopeless`: another try cannot succeed until somebody changes something."""
+
+    at: float
+    attempt: int
+    reason: str
+    hopeless: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineExited:
+    """The top process ended. `status` as subprocess gives it: exit code, or minus the signal's number."""
+
+    at: float
+    attempt: int
+    status: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineGone:
+    """After KillEngine: no process of the attempt is left. `remarks` says what could not be made clean."""
+
+    at: float
+    attempt: int
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStuck:
+    """After KillEngine: these processes outlived SIGKILL; `holders` names each ("pid 71 (VLLM::Worker, state D)")."""
+
+    at: float
+    attempt: int
+    holders: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineRead:
+    """One line of the engine's output, without its line end, with terminal colours removed."""
+
+    at: float
+    attempt: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinesDropped:
+    """The engine printed faster than lines can be judged; `count` lines were read and thrown away."""
+
+    at: float
+    attempt: int
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessSample:
+    """One process of the engine's tree, from /proc. Counters only grow; sizes are bytes, times seconds.
+
+    `read_chars` and `read_bytes` are rchar and read_bytes of /proc/PID/io (None where it may not be read).
+    `started` (clock ticks since boot) tells a process from a later one with the same pid.
+    """
+
+    pid: int
+    started: int
+    name: str
+    state: str
+    cpu_s: float
+    major_faults: int
+    rss_bytes: int
+    read_chars: int | None = None
+    read_bytes: int | None = None
+    written_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessesSampled:
+    at: float
+    attempt: int
+    processes: tuple[ProcessSample, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuSample:
+    """One GPU of the launch. Memory excludes the driver's reserve; None is "not observed", never 0."""
+
+    uuid: str
+    used_bytes: int
+    utilisation_percent: int | None = None
+    power_mw: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpusSampled:
+    at: float
+    attempt: int
+    gpus: tuple[GpuSample, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpusUnobserved:
+    at: float
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthProbed:
+    """GET /health was answered, or not. `healthy` only for status 200."""
+
+    at: float
+    attempt: int
+    healthy: bool
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionProbed:
+    """A one-token request was answered, or not. `hopeless`: the server says that this request can never succeed."""
+
+    at: float
+    attempt: int
+    served: bool
+    detail: str
+    hopeless: bool = False
+
+
+EngineEvent = (
+    EngineSpawned
+    | EngineSpawnFailed
+    | EngineExited
+    | EngineGone
+    | EngineStuck
+    | LineRead
+    | LinesDropped
+    | ProcessesSampled
+    | GpusSampled
+    | GpusUnobserved
+    | HealthProbed
+    | CompletionProbed
+)
+Request = StartRequested | StopRequested | RestartRequested
+Event = Request | Ticked | EngineEvent
