@@ -1,0 +1,58 @@
+"""The control socket's words, used by both ends: HTTP over a Unix socket, JSON in and out.
+
+GET  /v1/status    Status                       GET  /v1/ladder    {"rungs": [RungStatus]}
+GET  /v1/logs?lines=N   {"lines": [str]}        POST /v1/start|stop|restart   {"accepted": true, "message": str}
+Errors: {"error": str} with status 4xx or 5xx.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from mgpu_llm.core.status import AttemptStatus, Count, GpuStatus, RungStatus, Status
+
+DEFAULT_RUNTIME_DIR = "/run/mgpu-llm"
+SOCKET_NAME = "control.sock"
+STATUS = "/v1/status"
+LADDER = "/v1/ladder"
+LOGS = "/v1/logs"
+VERBS = ("start", "stop", "restart")
+
+
+def status_to_json(status: Status) -> dict[str, Any]:
+    return asdict(status)
+
+
+def status_from_json(document: dict[str, Any]) -> Status:
+    """Inverse of `status_to_json`. Keys that this version does not know are left out, so that a newer daemon can be
+    asked by an older mgpuctl; a missing key raises KeyError or TypeError."""
+    known = {key: document[key] for key in Status.__dataclass_fields__}
+    known["changes"] = tuple(known["changes"])
+    known["shards"] = _count(known["shards"])
+    known["graphs"] = _count(known["graphs"])
+    known["gpus"] = tuple(GpuStatus(**_only(GpuStatus, gpu)) for gpu in known["gpus"])
+    known["attempts"] = tuple(_attempt(attempt) for attempt in known["attempts"])
+    return Status(**known)
+
+
+def rung_to_json(rung: RungStatus) -> dict[str, Any]:
+    return asdict(rung)
+
+
+def rung_from_json(document: dict[str, Any]) -> RungStatus:
+    known = _only(RungStatus, document)
+    return RungStatus(**{**known, "changes": tuple(known["changes"])})
+
+
+def _count(document: dict[str, int] | None) -> Count | None:
+    return None if document is None else Count(done=document["done"], total=document["total"])
+
+
+def _attempt(document: dict[str, Any]) -> AttemptStatus:
+    known = _only(AttemptStatus, document)
+    return AttemptStatus(**{**known, "evidence": tuple(known["evidence"])})
+
+
+def _only(shape: type[Any], document: dict[str, Any]) -> dict[str, Any]:
+    return {key: document[key] for key in shape.__dataclass_fields__ if key in document}
