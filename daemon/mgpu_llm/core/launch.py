@@ -103,7 +103,7 @@ def with_changes(
     changed = replace(
         launch,
         env={**launch.env, **(env or {})},
-        args=(*launch.args, *(arg for arg in args if arg not in launch.args)) if args else launch.args,
+        args=launch.args if _contains(launch.args, args) else (*launch.args, *args),
     )
     if utilisation is not None:
         changed = replace(changed, utilisation=utilisation)
@@ -111,3 +111,8 @@ def with_changes(
         kept = changed.gpus[:gpu_count] if changed.gpus is not None else None
         changed = replace(changed, gpus=kept, tensor_parallel=gpu_count)
     return changed
+
+
+def _contains(args: tuple[str, ...], part: tuple[str, ...]) -> bool:
+    """Whether `part` stands in `args` as it is, so that a flag the admin has set already is not given twice."""
+    return any(args[start : start + len(part)] == part for start in range(len(args) - len(part) + 1))

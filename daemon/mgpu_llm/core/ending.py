@@ -1,0 +1,164 @@
+"""The states in which an engine ends: asked to, then killed, until nothing of it is left."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import assert_never
+
+from mgpu_llm.core import decision, starting
+from mgpu_llm.core.diagnosis import Diagnosis
+from mgpu_llm.core.effects import (
+    Announce,
+    Effect,
+    Exit,
+    ExtendTimeout,
+    KillEngine,
+    Level,
+    NotifyStopping,
+    TerminateEngine,
+)
+from mgpu_llm.core.events import (
+    EngineExited,
+    EngineGone,
+    EngineStuck,
+    Event,
+    RestartRequested,
+    StartRequested,
+    StopRequested,
+    Ticked,
+)
+from mgpu_llm.core.starting import Step
+from mgpu_llm.core.states import (
+    Backoff,
+    Ended,
+    Fail,
+    Failed,
+    Killing,
+    Next,
+    Policy,
+    Ready,
+    Rest,
+    Run,
+    Starting,
+    Stopped,
+    Terminating,
+    Try,
+)
+
+
+def kill_load(state: Starting, at: float, then: Next, why: str, policy: Policy) -> Step:
+    """End a loading engine on request. It is not asked first: it would swallow SIGTERM, and has nothing to drain."""
+    run = state.run.closed(ended(state.run, state.since, state.progress.phase.label, at, None, policy))
+    effects = (_announced(why), *_last_word(then), KillEngine(attempt=run.attempt))
+    return Killing(run=run, since=at, then=then, why=why), effects
+
+
+def terminate(state: Ready, at: float, then: Next, why: str, policy: Policy) -> Step:
+    """End a serving engine on request: SIGTERM, and a grace in which it may finish."""
+    run = state.run.closed(ended(state.run, state.spawned_at, "serving", at, None, policy))
+    more_time = ExtendTimeout(seconds=policy.stop_grace_s + policy.kill_deadline_s + starting.EXTEND_EVERY_S)
+    effects = (_announced(why), *_last_word(then), more_time, TerminateEngine(attempt=run.attempt))
+    return Terminating(run=run, deadline=at + policy.stop_grace_s, then=then, why=why), effects
+
+
+def after_verdict(run: Run, at: float, found: Diagnosis, then: Next, policy: Policy) -> Step:
+    """An attempt has failed: say why, clear it away, and go on to `then`."""
+    facts: dict[str, object] = {"attempt": run.attempt, "rung": policy.rungs[run.rung].name, "cause": found.cause}
+    facts |= {"summary": found.summary, "advice": found.advice}
+    announced = [Announce(name=f"engine.{found.outcome}", level=Level.ERROR, facts=facts)]
+    announced += [Announce(name="engine.evidence", facts={"seen": seen}) for seen in found.evidence]
+    return Killing(run=run, since=at, then=then, why=found.summary), (*announced, KillEngine(attempt=run.attempt))
+
+
+def ended(run: Run, since: float, phase: str, at: float, found: Diagnosis | None, policy: Policy) -> Ended:
+    """The record of an attempt that is over; without a diagnosis it was stopped on request."""
+    return Ended(
+        number=run.attempt,
+        rung=policy.rungs[run.rung].name,
+        outcome=found.outcome if found else "stopped",
+        phase=phase,
+        ended_at=at,
+        duration_s=at - since,
+        diagnosis=found,
+    )
+
+
+def terminating(state: Terminating, event: Event, policy: Policy) -> Step:
+    """Wait for the engine to end by itself, up to the deadline."""
+    killing = Killing(run=state.run, since=event.at, then=state.then, why=state.why)
+    kill = KillEngine(attempt=state.run.attempt)
+    match event:
+        case EngineExited():
+            return killing, (kill,)
+        case Ticked() if event.at >= state.deadline:
+            why = f"still there {policy.stop_grace_s:g} s after SIGTERM"
+            return killing, (Announce(name="engine.killing", level=Level.WARNING, facts={"why": why}), kill)
+        case StopRequested():
+            # Asked twice: whoever asks does not want to wait for the grace to pass.
+            return replace(killing, then=_rest(state.then, event)), (*_stopping(event), kill)
+        case _:
+            return state, ()
+
+
+def killing(state: Killing, event: Event, policy: Policy) -> Step:
+    """Wait until nothing of the engine is left, then go on."""
+    match event:
+        case EngineGone():
+            remarks = tuple(
+                Announce(name="engine.left", level=Level.WARNING, facts={"what": what}) for what in event.remarks
+            )
+            after, effects = _proceed(state.run, state.then, event.at, policy)
+            return after, (*remarks, *effects)
+        case EngineStuck():
+            return _stuck(state, event)
+        case StopRequested():
+            return replace(state, then=_rest(state.then, event)), _stopping(event)
+        case RestartRequested() | StartRequested() if isinstance(state.then, Rest) and not state.then.final:
+            return replace(state, then=Try(rung=0, delay_s=0.0)), ()
+        case _:
+            return state, ()
+
+
+def _stuck(state: Killing, event: EngineStuck) -> Step:
+    held = ", ".join(event.holders)
+    message = f"cannot end {held}: the kernel does not let them go; reset the GPUs or reboot the host"
+    status = 0 if isinstance(state.then, Rest) and state.then.final else decision.GAVE_UP
+    announced = Announce(
+        name="engine.unkillable", level=Level.ERROR, facts={"holders": held, "advice": "reset or reboot"}
+    )
+    return Failed(run=state.run, status=status, message=message), (announced, Exit(status=status, message=message))
+
+
+def _proceed(run: Run, then: Next, at: float, policy: Policy) -> Step:
+    match then:
+        case Try(delay_s=delay) if delay > 0:
+            waiting = Announce(name="engine.waiting", facts={"retry_in_s": round(delay, 1)})
+            more_time = ExtendTimeout(seconds=delay + starting.EXTEND_SLACK_S)
+            return Backoff(run=run, rung=then.rung, until=at + delay), (waiting, more_time)
+        case Try():
+            return starting.begin(run, then.rung, at, policy)
+        case Rest():
+            exits = (Exit(status=0),) if then.final else ()
+            return Stopped(run=run), (Announce(name="engine.stopped"), *exits)
+        case Fail():
+            return Failed(run=run, status=then.status, message=then.message), (
+                Exit(status=then.status, message=then.message),
+            )
+        case _ as unreachable:
+            assert_never(unreachable)
+
+
+def _announced(why: str) -> Announce:
+    return Announce(name="engine.stopping", facts={"why": why})
+
+
+def _last_word(then: Next) -> tuple[Effect, ...]:
+    return (NotifyStopping(),) if isinstance(then, Rest) and then.final else ()
+
+
+def _rest(then: Next, event: StopRequested) -> Next:
+    return Rest(final=event.final or (isinstance(then, Rest) and then.final))
+
+
+def _stopping(event: StopRequested) -> tuple[Effect, ...]:
+    return (NotifyStopping(),) if event.final else ()

@@ -1,0 +1,183 @@
+"""Fill the shapes of core/status from a state: what is told is derived, never kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import assert_never
+
+from mgpu_llm.core import stall
+from mgpu_llm.core.launch import differences
+from mgpu_llm.core.progress import Progress
+from mgpu_llm.core.states import (
+    Backoff,
+    Ended,
+    Failed,
+    Killing,
+    Policy,
+    Ready,
+    Run,
+    Starting,
+    State,
+    Stopped,
+    Terminating,
+)
+from mgpu_llm.core.status import AttemptStatus, GpuStatus, RungStatus, Status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What this daemon is: its version, the model it serves, and where."""
+
+    version: str
+    model: str
+    url: str
+
+
+def status(state: State, policy: Policy, at: float, identity: Identity) -> Status:
+    """Everything there is to tell at `at`, seconds on the clock of the events."""
+    rung, base = policy.rungs[state.run.rung], policy.rungs[0]
+    heart = state.progress if isinstance(state, Starting | Ready) else None
+    patience_s = None
+    if isinstance(state, Starting):
+        patience_s = stall.patience_now(state.progress, policy.patience, has_gpus=rung.launch.gpus is not None)
+    idle = isinstance(state, Stopped)
+    return Status(
+        state=state_name(state),
+        headline=headline(state, policy, at),
+        version=identity.version,
+        model=identity.model,
+        url=identity.url,
+        pid=state.pid if isinstance(state, Starting | Ready) else None,
+        attempt=state.run.attempt,
+        rung=rung.name,
+        degraded=isinstance(state, Ready) and state.run.rung > 0,
+        changes=() if idle else differences(base.launch, rung.launch),
+        cost="" if idle else rung.cost,
+        phase=_phase(state),
+        elapsed_s=at - _since(state, at),
+        quiet_s=heart.quiet_s if heart is not None and isinstance(state, Starting) else None,
+        patience_s=patience_s,
+        shards=heart.shards if heart else None,
+        graphs=heart.graphs if heart else None,
+        gpus=tuple(
+            GpuStatus(uuid=gpu.uuid, used_bytes=gpu.used_bytes, utilisation_percent=gpu.utilisation_percent)
+            for gpu in (heart.gpus if heart else ())
+        ),
+        gpus_unobserved=heart.gpus_unobserved if heart else "",
+        retry_in_s=max(0.0, state.until - at) if isinstance(state, Backoff) else None,
+        processes=len(heart.processes) if heart else 0,
+        lines_dropped=state.run.lines_dropped,
+        attempts=(*(_ended(attempt, at) for attempt in state.run.ended), *_current(state, rung.name, at)),
+    )
+
+
+def ladder(run: Run, policy: Policy) -> tuple[RungStatus, ...]:
+    """The rungs as they would be tried, the base first."""
+    tried = {ended.rung for ended in run.ended if ended.diagnosis is not None}
+    return tuple(
+        RungStatus(
+            name=rung.name,
+            changes=differences(policy.rungs[0].launch, rung.launch),
+            cost=rung.cost,
+            standing=_standing(index, run, tried_before=rung.name in tried),
+        )
+        for index, rung in enumerate(policy.rungs)
+    )
+
+
+def state_name(state: State) -> str:
+    """The state's name as people read it."""
+    return type(state).__name__.lower()
+
+
+def headline(state: State, policy: Policy, at: float) -> str:
+    """One line that says it all: for STATUS= and the first line of `mgpuctl status`."""
+    rung = policy.rungs[state.run.rung]
+    where = f"attempt {state.run.attempt} on rung {rung.name}"
+    match state:
+        case Starting():
+            quiet = f", quiet for {state.progress.quiet_s:.0f} s" if state.progress.quiet_s >= 3 else ""
+            return f"loading: {_steps(state.progress)}, {at - state.since:.0f} s, {where}{quiet}"
+        case Ready() if state.run.rung:
+            return f"ready, degraded: rung {rung.name} ({rung.cost}), attempt {state.run.attempt}"
+        case Ready():
+            return f"ready: {where}"
+        case Terminating() | Killing():
+            return f"ending {where}: {state.why}"
+        case Backoff():
+            return f"waiting {max(0.0, state.until - at):.0f} s before attempt {state.run.attempt + 1}{_last_failure(state.run)}"
+        case Stopped():
+            return "stopped: no engine runs; mgpuctl start starts it"
+        case Failed():
+            return state.message
+        case _ as unreachable:
+            assert_never(unreachable)
+
+
+def _steps(progress: Progress) -> str:
+    parts = [progress.phase.label]
+    if progress.shards is not None and progress.graphs is None:
+        parts.append(f"shards {progress.shards.done}/{progress.shards.total}")
+    if progress.graphs is not None:
+        parts.append(f"graphs {progress.graphs.done}/{progress.graphs.total}")
+    return " ".join(parts)
+
+
+def _last_failure(run: Run) -> str:
+    last = next((ended.diagnosis for ended in reversed(run.ended) if ended.diagnosis is not None), None)
+    return f"; the last one: {last.summary}" if last else ""
+
+
+def _phase(state: State) -> str:
+    if isinstance(state, Starting):
+        return state.progress.phase.label
+    return "serving" if isinstance(state, Ready) else ""
+
+
+def _since(state: State, at: float) -> float:
+    return state.since if isinstance(state, Starting | Ready | Killing) else at
+
+
+def _standing(index: int, run: Run, *, tried_before: bool) -> str:
+    if run.attempt and index == run.rung:
+        return "current"
+    if tried_before:
+        return "tried"
+    return "next" if index == (run.rung + 1 if run.attempt else 0) else "later"
+
+
+def _current(state: State, rung: str, at: float) -> tuple[AttemptStatus, ...]:
+    if not isinstance(state, Starting | Ready):
+        return ()
+    begun = state.since if isinstance(state, Starting) else state.spawned_at
+    outcome = "running" if isinstance(state, Starting) else "ready"
+    return (
+        AttemptStatus(
+            number=state.run.attempt,
+            rung=rung,
+            outcome=outcome,
+            phase=_phase(state),
+            duration_s=at - begun,
+            ended_ago_s=None,
+            cause="",
+            summary="",
+            advice="",
+            evidence=(),
+        ),
+    )
+
+
+def _ended(ended: Ended, at: float) -> AttemptStatus:
+    found = ended.diagnosis
+    return AttemptStatus(
+        number=ended.number,
+        rung=ended.rung,
+        outcome=ended.outcome,
+        phase=ended.phase,
+        duration_s=ended.duration_s,
+        ended_ago_s=at - ended.ended_at,
+        cause=found.cause if found else "",
+        summary=found.summary if found else "",
+        advice=found.advice if found else "",
+        evidence=found.evidence if found else (),
+    )

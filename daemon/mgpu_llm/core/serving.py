@@ -1,0 +1,58 @@
+"""The state in which an engine serves: any exit is a failure, and so is a health probe that fails too often."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mgpu_llm.core import diagnosis, progress
+from mgpu_llm.core.diagnosis import Diagnosis
+from mgpu_llm.core.effects import Announce, Effect, Level, ProbeHealth
+from mgpu_llm.core.engine_log import parse
+from mgpu_llm.core.events import (
+    EngineExited,
+    Event,
+    GpusSampled,
+    GpusUnobserved,
+    HealthProbed,
+    LineRead,
+    ProcessesSampled,
+    Ticked,
+)
+from mgpu_llm.core.states import Policy, Ready, State
+
+Outcome = tuple[State, tuple[Effect, ...]] | Diagnosis
+
+
+def take(state: Ready, event: Event, policy: Policy) -> Outcome:
+    """Take one event into account: the next state with its effects, or why the engine counts as dead."""
+    match event:
+        case EngineExited():
+            # vLLM exits with code 0 when its engine core dies while serving, so the code proves nothing.
+            how = f"the engine ended while serving with {diagnosis.describe_status(event.status)}"
+            return diagnosis.of_death(how, state.clue, retries=policy.deaths)
+        case HealthProbed():
+            return _after_probe(state, event, policy)
+        case Ticked() if not state.probing and event.at >= state.probe_at:
+            return replace(state, probing=True), (ProbeHealth(attempt=state.run.attempt),)
+        case LineRead():
+            return replace(state, clue=diagnosis.look(state.clue, parse(event.text).message)), ()
+        case ProcessesSampled():
+            return replace(state, progress=progress.after_processes(state.progress, event)), ()
+        case GpusSampled():
+            return replace(state, progress=progress.after_gpus(state.progress, event)), ()
+        case GpusUnobserved():
+            return replace(state, progress=progress.after_gpus_unobserved(state.progress, event)), ()
+        case _:
+            return state, ()
+
+
+def _after_probe(state: Ready, event: HealthProbed, policy: Policy) -> Outcome:
+    after = replace(state, probing=False, probe_at=event.at + policy.probe_interval_s)
+    if event.healthy:
+        return replace(after, failed_probes=0), ()
+    failed = state.failed_probes + 1
+    if failed >= policy.failed_probes:
+        what = f"{failed} health probes in a row failed, the last with: {event.detail}"
+        return diagnosis.of_death(what, state.clue, retries=policy.deaths)
+    facts = {"failed": failed, "of": policy.failed_probes, "detail": event.detail}
+    return replace(after, failed_probes=failed), (Announce(name="engine.unhealthy", level=Level.WARNING, facts=facts),)

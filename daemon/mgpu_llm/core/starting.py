@@ -1,0 +1,155 @@
+"""The state in which an engine loads: feed the heartbeat, judge it, and ask for proof of service."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from mgpu_llm.core import decision, diagnosis, progress, stall
+from mgpu_llm.core.diagnosis import Diagnosis
+from mgpu_llm.core.effects import (
+    Announce,
+    Effect,
+    ExtendTimeout,
+    Level,
+    NotifyReady,
+    ProbeCompletion,
+    ProbeHealth,
+    SpawnEngine,
+)
+from mgpu_llm.core.engine_log import parse
+from mgpu_llm.core.events import (
+    CompletionProbed,
+    EngineExited,
+    EngineSpawned,
+    EngineSpawnFailed,
+    Event,
+    GpusSampled,
+    GpusUnobserved,
+    HealthProbed,
+    LineRead,
+    ProcessesSampled,
+    Ticked,
+)
+from mgpu_llm.core.launch import differences
+from mgpu_llm.core.states import Policy, Ready, Run, Starting, State
+
+#: Seconds between health probes while loading: a refused connection costs nothing.
+PROBE_EVERY_S: Final = 1.0
+#: While progress is real, systemd is asked for more time at most this often.
+EXTEND_EVERY_S: Final = 5.0
+#: What is asked for beyond the phase's patience, so that a verdict, the kill and the next spawn fit in.
+EXTEND_SLACK_S: Final = 75.0
+
+Step = tuple[State, tuple[Effect, ...]]
+Outcome = Step | Diagnosis
+
+
+def begin(run: Run, rung: int, at: float, policy: Policy) -> Step:
+    """Begin one more attempt, on `rung`. A new attempt is progress: the last one has been judged and cleared away."""
+    run = decision.begun(run, rung)
+    chosen = policy.rungs[rung]
+    facts: dict[str, object] = {"attempt": run.attempt, "rung": chosen.name}
+    if changes := differences(policy.rungs[0].launch, chosen.launch):
+        facts["changes"] = "; ".join(changes)
+    return Starting(run=run, since=at, progress=progress.begin(at), extended_at=at), (
+        Announce(name="engine.starting", level=Level.WARNING if rung else Level.INFO, facts=facts),
+        ExtendTimeout(seconds=EXTEND_SLACK_S),
+        SpawnEngine(attempt=run.attempt, launch=chosen.launch),
+    )
+
+
+def take(state: Starting, event: Event, policy: Policy) -> Outcome:
+    """Take one event into account: the next state with its effects, or why the load has failed."""
+    match event:
+        case LineRead():
+            return _after_line(state, event)
+        case ProcessesSampled():
+            return replace(state, progress=progress.after_processes(state.progress, event)), ()
+        case GpusSampled():
+            return replace(state, progress=progress.after_gpus(state.progress, event)), ()
+        case GpusUnobserved():
+            return _after_gpus_unobserved(state, event)
+        case Ticked():
+            return _after_tick(state, event, policy)
+        case EngineSpawned():
+            return replace(state, pid=event.pid), ()
+        case EngineSpawnFailed():
+            return diagnosis.of_spawn(event.reason, hopeless=event.hopeless)
+        case EngineExited():
+            retries = policy.crashes_per_rung - 1
+            return diagnosis.of_exit(event.status, state.progress.phase, state.clue, retries=retries)
+        case HealthProbed():
+            return replace(state, healthy=event.healthy, probing=False, probe_at=event.at + PROBE_EVERY_S), ()
+        case CompletionProbed():
+            return _after_completion(state, event, policy)
+        case _:
+            return state, ()
+
+
+def _after_line(state: Starting, event: LineRead) -> Outcome:
+    before = state.progress
+    now = progress.after_line(before, event)
+    changed = replace(state, progress=now, clue=diagnosis.look(state.clue, parse(event.text).message))
+    effects = list[Effect]()
+    if now.phase > before.phase:
+        facts = {"phase": now.phase.label, "attempt": state.run.attempt, "after_s": round(event.at - state.since, 1)}
+        effects.append(Announce(name="engine.phase", facts=facts))
+    if now.serving and not before.serving and not state.probing:
+        changed = replace(changed, probing=True)
+        effects.append(ProbeHealth(attempt=state.run.attempt))
+    return changed, tuple(effects)
+
+
+def _after_gpus_unobserved(state: Starting, event: GpusUnobserved) -> Outcome:
+    changed = replace(state, progress=progress.after_gpus_unobserved(state.progress, event))
+    if state.progress.gpus_unobserved:
+        return changed, ()
+    facts = {
+        "why": event.reason,
+        "consequence": "GPU memory does not count as progress, patience is three times as long",
+    }
+    return changed, (Announce(name="gpus.unobserved", level=Level.WARNING, facts=facts),)
+
+
+def _after_tick(state: Starting, event: Ticked, policy: Policy) -> Outcome:
+    has_gpus = policy.rungs[state.run.rung].launch.gpus is not None
+    verdict = stall.judge(state.progress, policy.patience, has_gpus=has_gpus)
+    if isinstance(verdict, stall.Stalled):
+        return diagnosis.of_stall(verdict, state.clue)
+    effects = list[Effect]()
+    changed = state
+    if state.progress.last_moved_at > state.extended_at and event.at - state.extended_at >= EXTEND_EVERY_S:
+        effects.append(ExtendTimeout(seconds=verdict.patience_s + EXTEND_SLACK_S))
+        changed = replace(changed, extended_at=event.at)
+    if not state.probing and event.at >= state.probe_at and state.pid is not None:
+        probe = ProbeCompletion if state.healthy else ProbeHealth
+        effects.append(probe(attempt=state.run.attempt))
+        changed = replace(changed, probing=True)
+    return changed, tuple(effects)
+
+
+def _after_completion(state: Starting, event: CompletionProbed, policy: Policy) -> Outcome:
+    if not event.served:
+        if event.hopeless:
+            return diagnosis.of_refused_completion(event.detail)
+        return replace(state, healthy=False, probing=False, probe_at=event.at + PROBE_EVERY_S), ()
+    rung, base = policy.rungs[state.run.rung], policy.rungs[0]
+    ready = Ready(
+        run=replace(state.run, tries=0, tries_on_rung=0),
+        since=event.at,
+        spawned_at=state.since,
+        progress=state.progress,
+        pid=state.pid,
+        probe_at=event.at + policy.probe_interval_s,
+    )
+    facts: dict[str, object] = {
+        "attempt": state.run.attempt,
+        "rung": rung.name,
+        "after_s": round(event.at - state.since, 1),
+    }
+    announced = [Announce(name="engine.ready", facts=facts)]
+    if state.run.rung:
+        lost = {"rung": rung.name, "changes": "; ".join(differences(base.launch, rung.launch)), "cost": rung.cost}
+        announced.append(Announce(name="engine.degraded", level=Level.WARNING, facts=lost))
+    return ready, (*announced, NotifyReady())

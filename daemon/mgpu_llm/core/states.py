@@ -1,0 +1,165 @@
+"""The states of the supervisor, one frozen dataclass each, and what lasts from one to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from mgpu_llm.core.diagnosis import Clue, Diagnosis
+from mgpu_llm.core.engine_log import Phase
+from mgpu_llm.core.ladder import Rung
+from mgpu_llm.core.progress import Progress
+from mgpu_llm.core.stall import DEFAULT_PATIENCE_S
+
+#: Ended attempts that are remembered; a daemon that serves for months must not grow.
+LONGEST_HISTORY = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What the config decided. Times are seconds. `rungs[0]` is the base: the admin's own settings."""
+
+    rungs: tuple[Rung, ...]
+    patience: Mapping[Phase, float] = field(default_factory=lambda: dict(DEFAULT_PATIENCE_S))
+    attempts: int = 12
+    crashes_per_rung: int = 2
+    backoff_s: float = 2.0
+    backoff_ceiling_s: float = 60.0
+    probe_interval_s: float = 10.0
+    failed_probes: int = 3
+    deaths: int = 3
+    deaths_window_s: float = 600.0
+    stop_grace_s: float = 20.0
+    kill_deadline_s: float = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """One attempt that is over. `ended_at` and `duration_s` in seconds; `phase` is the last phase reached."""
+
+    number: int
+    rung: str
+    outcome: str
+    phase: str
+    ended_at: float
+    duration_s: float
+    diagnosis: Diagnosis | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What lasts over attempts. `tries` counts attempts since the engine last served, `tries_on_rung` those on this rung;
+    `deaths` are the times at which a serving engine died."""
+
+    attempt: int = 0
+    rung: int = 0
+    tries: int = 0
+    tries_on_rung: int = 0
+    deaths: tuple[float, ...] = ()
+    ended: tuple[Ended, ...] = ()
+    lines_dropped: int = 0
+
+    def closed(self, ended: Ended) -> Run:
+        return replace(self, ended=(*self.ended, ended)[-LONGEST_HISTORY:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Try:
+    """After this: another attempt on rung `rung`, `delay_s` later."""
+
+    rung: int
+    delay_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rest:
+    """After this: stay stopped, or end the daemon when `final`."""
+
+    final: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fail:
+    """After this: end the daemon with `status` and `message`."""
+
+    status: int
+    message: str
+
+
+Next = Try | Rest | Fail
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    run: Run = field(default_factory=Run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starting:
+    """An engine loads. `probing`: a probe is under way; `healthy`: /health answered, completions are being asked."""
+
+    run: Run
+    since: float
+    progress: Progress
+    clue: Clue = field(default_factory=Clue)
+    pid: int | None = None
+    healthy: bool = False
+    probing: bool = False
+    probe_at: float = 0.0
+    extended_at: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """The engine serves. `progress` is the load's, kept for the status; `failed_probes` counts those in a row."""
+
+    run: Run
+    since: float
+    spawned_at: float
+    progress: Progress
+    pid: int | None
+    clue: Clue = field(default_factory=Clue)
+    failed_probes: int = 0
+    probing: bool = False
+    probe_at: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terminating:
+    """A serving engine was asked to end by SIGTERM, until `deadline`."""
+
+    run: Run
+    deadline: float
+    then: Next
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Killing:
+    """Every process of the attempt is being killed and its GPU memory waited for."""
+
+    run: Run
+    since: float
+    then: Next
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backoff:
+    """The next attempt, on `rung`, waits until `until`."""
+
+    run: Run
+    rung: int
+    until: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """It is over; the daemon ends with `status`."""
+
+    run: Run
+    status: int
+    message: str
+
+
+State = Stopped | Starting | Ready | Terminating | Killing | Backoff | Failed

@@ -1,0 +1,128 @@
+"""The supervisor's judgement: one state and one event in, the next state and the effects out. Pure and without a clock.
+
+Invariant: an engine is spawned only from states in which none exists (Stopped, Backoff, and Killing once EngineGone has
+come), so that there never are two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import assert_never
+
+from mgpu_llm.core import decision, ending, serving, starting
+from mgpu_llm.core.diagnosis import Diagnosis
+from mgpu_llm.core.effects import Announce, Exit, NotifyStopping
+from mgpu_llm.core.events import (
+    EngineEvent,
+    Event,
+    LinesDropped,
+    RestartRequested,
+    StartRequested,
+    StopRequested,
+    Ticked,
+)
+from mgpu_llm.core.starting import Step
+from mgpu_llm.core.states import (
+    Backoff,
+    Failed,
+    Killing,
+    Policy,
+    Ready,
+    Rest,
+    Starting,
+    State,
+    Stopped,
+    Terminating,
+    Try,
+)
+
+
+def step(state: State, event: Event, policy: Policy) -> Step:
+    """Take one event into account. Events of a dead attempt change nothing."""
+    if isinstance(event, EngineEvent) and event.attempt != state.run.attempt:
+        return state, ()
+    if isinstance(event, LinesDropped):
+        return replace(state, run=replace(state.run, lines_dropped=state.run.lines_dropped + event.count)), ()
+    match state:
+        case Stopped():
+            return _stopped(state, event, policy)
+        case Starting():
+            return _starting(state, event, policy)
+        case Ready():
+            return _ready(state, event, policy)
+        case Terminating():
+            return ending.terminating(state, event, policy)
+        case Killing():
+            return ending.killing(state, event, policy)
+        case Backoff():
+            return _backoff(state, event, policy)
+        case Failed():
+            return state, ()
+        case _ as unreachable:
+            assert_never(unreachable)
+
+
+def _stopped(state: Stopped, event: Event, policy: Policy) -> Step:
+    match event:
+        case StartRequested() | RestartRequested():
+            return starting.begin(replace(state.run, tries=0, tries_on_rung=0, deaths=()), 0, event.at, policy)
+        case StopRequested(final=True):
+            return state, (NotifyStopping(), Exit(status=0))
+        case _:
+            return state, ()
+
+
+def _starting(state: Starting, event: Event, policy: Policy) -> Step:
+    match event:
+        case StopRequested():
+            return ending.kill_load(state, event.at, Rest(final=event.final), f"stopped by {event.by}", policy)
+        case RestartRequested():
+            then = Try(rung=state.run.rung, delay_s=0.0)
+            return ending.kill_load(state, event.at, then, f"restarted by {event.by}", policy)
+        case _:
+            outcome = starting.take(state, event, policy)
+            if isinstance(outcome, Diagnosis):
+                return _failed_load(state, event.at, outcome, policy)
+            return outcome
+
+
+def _failed_load(state: Starting, at: float, found: Diagnosis, policy: Policy) -> Step:
+    run = state.run.closed(ending.ended(state.run, state.since, state.progress.phase.label, at, found, policy))
+    return ending.after_verdict(run, at, found, decision.after_failed_load(run, found, policy), policy)
+
+
+def _ready(state: Ready, event: Event, policy: Policy) -> Step:
+    match event:
+        case StopRequested():
+            return ending.terminate(state, event.at, Rest(final=event.final), f"stopped by {event.by}", policy)
+        case RestartRequested():
+            then = Try(rung=state.run.rung, delay_s=0.0)
+            return ending.terminate(state, event.at, then, f"restarted by {event.by}", policy)
+        case _:
+            outcome = serving.take(state, event, policy)
+            if isinstance(outcome, Diagnosis):
+                return _died(state, event.at, outcome, policy)
+            return outcome
+
+
+def _died(state: Ready, at: float, found: Diagnosis, policy: Policy) -> Step:
+    run = state.run.closed(ending.ended(state.run, state.spawned_at, "serving", at, found, policy))
+    recent = tuple(death for death in run.deaths if at - death < policy.deaths_window_s)
+    run = replace(run, deaths=(*recent, at))
+    then = decision.after_death(run, found, policy)
+    if isinstance(then, Try) and then.rung != run.rung:
+        run = replace(run, deaths=())
+    return ending.after_verdict(run, at, found, then, policy)
+
+
+def _backoff(state: Backoff, event: Event, policy: Policy) -> Step:
+    match event:
+        case Ticked() if event.at >= state.until:
+            return starting.begin(state.run, state.rung, event.at, policy)
+        case StartRequested() | RestartRequested():
+            return starting.begin(state.run, state.rung, event.at, policy)
+        case StopRequested():
+            last = (NotifyStopping(), Exit(status=0)) if event.final else (Announce(name="engine.stopped"),)
+            return Stopped(run=state.run), last
+        case _:
+            return state, ()
