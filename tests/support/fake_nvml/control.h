@@ -1,0 +1,45 @@
+/* What a test says the host's GPUs are: a control file, one fact a line, '#' starts a comment line.
+ *
+ *   driver 570.124.06
+ *   cuda 12080
+ *   gpu 0 total 150754820096 used 650000000 reserved 600000000 util 100 power 125000 proc 1234 2180000000
+ *   fault nvmlDeviceGetMemoryInfo error 15            (any version of the call; a name with _v2 is that one alone)
+ *   fault nvmlDeviceGetUtilizationRates block gpu 1   (until the fault is taken out of the file)
+ *
+ * Keys of a gpu, each with its value: uuid pci total used reserved util power temperature, proc (pid and bytes, or pid
+ * and "unknown"), lost (no value), name (the rest of the line). GPUs are numbered from 0 without a gap.
+ * A file that cannot be understood aborts the process: a test must not pass on a typing error.
+ */
+#ifndef CONTROL_H
+#define CONTROL_H
+
+#include <stddef.h>
+
+enum { MAX_GPUS = 16, MAX_PROCESSES = 32, MAX_FAULTS = 32 };
+enum { ANY_GPU = -1, NO_GPU = -2, BLOCK = -1 };
+
+typedef unsigned long long u64;
+typedef struct { unsigned pid; u64 used; unsigned gpu_instance, compute_instance; } process; /* nvmlProcessInfo_t */
+typedef struct {
+    int known, lost;
+    char uuid[64], name[96], pci[32];
+    u64 total, used, reserved;
+    unsigned utilisation, power_mw, temperature;
+    unsigned process_count;
+    process processes[MAX_PROCESSES];
+} gpu;
+typedef struct { char call[96]; int code, gpu; } fault; /* code: an nvmlReturn_t, or BLOCK */
+typedef struct {
+    int present, gpu_count, cuda;
+    unsigned fault_count;
+    char driver[64];
+    gpu gpus[MAX_GPUS];
+    fault faults[MAX_FAULTS];
+} world;
+
+/* The file that FAKE_NVML_CONTROL names, as it is now; absent: nothing present. Valid until this thread looks again. */
+const world *look(void);
+__attribute__((format(printf, 1, 2), noreturn)) void die(const char *format, ...);
+void copy(char *to, size_t size, const char *from);
+
+#endif

@@ -1,0 +1,293 @@
+/* A driver library for tests: answers as libnvidia-ml.so.1 does, for 0 to 16 GPUs.
+ *
+ * FAKE_NVML_CONTROL  path of the control file (control.h), looked at in every call, so that a test can change the GPUs
+ *                    of a running process; replace it by rename. Without the file there is no driver.
+ * FAKE_NVML_CALLS    path of a file that gets one line a call: name, process id, thread id. Optional.
+ *
+ * Structures and codes follow nvml.h of CUDA 12.
+ */
+#include "control.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <time.h>
+#include <unistd.h>
+
+#define PUBLIC __attribute__((visibility("default")))
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+enum { OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
+       DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, ARGUMENT_VERSION_MISMATCH = 25 };
+
+typedef struct { u64 total, free, used; } memory_v1;
+typedef struct { unsigned version; u64 total, reserved, free, used; } memory_v2;
+typedef struct { unsigned gpu, memory; } utilisation;
+typedef struct {
+    char bus_id_legacy[16];
+    unsigned domain, bus, device, device_id, subsystem_id;
+    char bus_id[32];
+} pci_info;
+
+struct device { char unused; };
+typedef struct device *device; /* what NVML calls nvmlDevice_t */
+
+static struct device devices[MAX_GPUS];
+static _Atomic int init_count;
+/* As with the real one, a lost GPU is lost to this process until NVML is initialised anew. */
+static _Atomic int gone[MAX_GPUS];
+
+/* ---- the way into every call: log it, then carry out its faults ---- */
+
+static void log_call(const char *call) {
+    const char *path = getenv("FAKE_NVML_CALLS");
+    if (!path) return;
+    char line[128];
+    int length = snprintf(line, sizeof line, "%s %d %d\n", call, (int)getpid(), (int)gettid());
+    int fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+    if (fd < 0 || write(fd, line, (size_t)length) != length) die("cannot write \"%s\"", path);
+    close(fd);
+}
+
+static int names(const char *given, const char *call) { /* "f" names f, f_v2, f_v3...; "f_v2" only itself */
+    size_t length = strlen(given);
+    return !strncmp(given, call, length) && (!call[length] || !strncmp(call + length, "_v", 2));
+}
+
+static int fault_of(const world *now, const char *call, int index) {
+    for (unsigned i = 0; i < now->fault_count; i++) {
+        const fault *f = &now->faults[i];
+        if (names(f->call, call) && (f->gpu == ANY_GPU || f->gpu == index)) return f->code;
+    }
+    return OK;
+}
+
+static int enter(const char *call, int index, const world **now) {
+    log_call(call);
+    for (;;) {
+        *now = look();
+        int code = fault_of(*now, call, index);
+        if (code != BLOCK) return code;
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    }
+}
+
+static int enter_initialised(const char *call, const world **now) {
+    int code = enter(call, NO_GPU, now);
+    if (code) return code;
+    if (!init_count) return UNINITIALIZED;
+    return (*now)->present ? OK : DRIVER_NOT_LOADED;
+}
+
+static int enter_device(const char *call, device d, const gpu **found) {
+    const world *now;
+    if (!init_count) return enter(call, NO_GPU, &now) ?: UNINITIALIZED;
+    if (d < devices || d >= devices + MAX_GPUS) return INVALID_ARGUMENT;
+    int index = (int)(d - devices), code = enter(call, index, &now);
+    if (code) return code;
+    *found = &now->gpus[index];
+    if (index >= now->gpu_count || now->gpus[index].lost) gone[index] = 1;
+    return gone[index] ? GPU_IS_LOST : OK;
+}
+
+static int put(char *to, unsigned size, const char *from) {
+    if (strlen(from) >= size) return INSUFFICIENT_SIZE;
+    strcpy(to, from);
+    return OK;
+}
+
+/* ---- NVML's own names: the library ---- */
+
+static int init(const char *call) {
+    const world *now;
+    int code = enter(call, NO_GPU, &now);
+    if (code) return code;
+    if (!now->present) return DRIVER_NOT_LOADED;
+    if (!init_count++)
+        for (int i = 0; i < MAX_GPUS; i++) gone[i] = 0;
+    return OK;
+}
+PUBLIC int nvmlInit(void) { return init("nvmlInit_v2"); }
+PUBLIC int nvmlInit_v2(void) { return init("nvmlInit_v2"); }
+PUBLIC int nvmlInitWithFlags(unsigned flags) { (void)flags; return init("nvmlInit_v2"); } /* pynvml's nvmlInit() */
+
+PUBLIC int nvmlShutdown(void) {
+    const world *now;
+    int code = enter("nvmlShutdown", NO_GPU, &now);
+    if (code) return code;
+    if (!init_count) return UNINITIALIZED;
+    init_count--;
+    return OK;
+}
+
+PUBLIC const char *nvmlErrorString(int code) {
+    static const struct { int code; const char *text; } texts[] = {
+        {OK, "Success"}, {UNINITIALIZED, "Uninitialized"}, {INVALID_ARGUMENT, "Invalid Argument"},
+        {NOT_SUPPORTED, "Not Supported"}, {NOT_FOUND, "Not Found"}, {INSUFFICIENT_SIZE, "Insufficient Size"},
+        {DRIVER_NOT_LOADED, "Driver Not Loaded"}, {GPU_IS_LOST, "GPU is lost"},
+        {ARGUMENT_VERSION_MISMATCH, "Argument version mismatch"}};
+    for (size_t i = 0; i < COUNT(texts); i++)
+        if (texts[i].code == code) return texts[i].text;
+    return "Unknown Error";
+}
+
+PUBLIC int nvmlSystemGetDriverVersion(char *text, unsigned size) {
+    const world *now;
+    return enter_initialised("nvmlSystemGetDriverVersion", &now) ?: put(text, size, now->driver);
+}
+PUBLIC int nvmlSystemGetNVMLVersion(char *text, unsigned size) {
+    const world *now;
+    char version[80];
+    int code = enter_initialised("nvmlSystemGetNVMLVersion", &now);
+    snprintf(version, sizeof version, "%d.%s", now->cuda / 1000, now->driver);
+    return code ?: put(text, size, version);
+}
+PUBLIC int nvmlSystemGetCudaDriverVersion_v2(int *version) {
+    const world *now;
+    int code = enter_initialised("nvmlSystemGetCudaDriverVersion_v2", &now);
+    *version = now->cuda;
+    return code;
+}
+PUBLIC int nvmlSystemGetCudaDriverVersion(int *version) { return nvmlSystemGetCudaDriverVersion_v2(version); }
+
+/* ---- NVML's own names: finding a GPU ---- */
+
+PUBLIC int nvmlDeviceGetCount_v2(unsigned *count) {
+    const world *now;
+    int code = enter_initialised("nvmlDeviceGetCount_v2", &now);
+    *count = (unsigned)now->gpu_count;
+    return code;
+}
+PUBLIC int nvmlDeviceGetCount(unsigned *count) { return nvmlDeviceGetCount_v2(count); }
+
+static int find(int code, const world *now, int index, device *found) {
+    if (code) return code;
+    *found = &devices[index];
+    return now->gpus[index].lost || gone[index] ? GPU_IS_LOST : OK;
+}
+PUBLIC int nvmlDeviceGetHandleByIndex_v2(unsigned index, device *found) {
+    const world *now;
+    int code = enter_initialised("nvmlDeviceGetHandleByIndex_v2", &now);
+    if (!code && index >= (unsigned)now->gpu_count) code = INVALID_ARGUMENT;
+    return find(code, now, (int)index, found);
+}
+PUBLIC int nvmlDeviceGetHandleByIndex(unsigned index, device *found) {
+    return nvmlDeviceGetHandleByIndex_v2(index, found);
+}
+
+PUBLIC int nvmlDeviceGetHandleByUUID(const char *uuid, device *found) {
+    const world *now;
+    int code = enter_initialised("nvmlDeviceGetHandleByUUID", &now), index = 0;
+    while (index < now->gpu_count && strcmp(now->gpus[index].uuid, uuid)) index++;
+    return find(code ?: (index < now->gpu_count ? OK : NOT_FOUND), now, index, found);
+}
+PUBLIC int nvmlDeviceGetHandleByPciBusId_v2(const char *pci, device *found) {
+    const world *now;
+    int code = enter_initialised("nvmlDeviceGetHandleByPciBusId_v2", &now), index = 0;
+    while (index < now->gpu_count && strcasecmp(now->gpus[index].pci, pci)) index++;
+    return find(code ?: (index < now->gpu_count ? OK : NOT_FOUND), now, index, found);
+}
+
+/* ---- NVML's own names: one GPU ---- */
+
+PUBLIC int nvmlDeviceGetIndex(device d, unsigned *index) {
+    const gpu *g;
+    *index = (unsigned)(d - devices);
+    return enter_device("nvmlDeviceGetIndex", d, &g);
+}
+PUBLIC int nvmlDeviceGetMinorNumber(device d, unsigned *minor) {
+    const gpu *g;
+    *minor = (unsigned)(d - devices);
+    return enter_device("nvmlDeviceGetMinorNumber", d, &g);
+}
+PUBLIC int nvmlDeviceGetUUID(device d, char *text, unsigned size) {
+    const gpu *g;
+    return enter_device("nvmlDeviceGetUUID", d, &g) ?: put(text, size, g->uuid);
+}
+PUBLIC int nvmlDeviceGetName(device d, char *text, unsigned size) {
+    const gpu *g;
+    return enter_device("nvmlDeviceGetName", d, &g) ?: put(text, size, g->name);
+}
+PUBLIC int nvmlDeviceGetPciInfo_v3(device d, pci_info *info) {
+    const gpu *g;
+    int code = enter_device("nvmlDeviceGetPciInfo_v3", d, &g);
+    if (code) return code;
+    *info = (pci_info){.device_id = 0x233510de, .subsystem_id = 0x18be10de};
+    if (sscanf(g->pci, "%x:%x:%x", &info->domain, &info->bus, &info->device) != 3)
+        die("\"%s\" is no PCI address", g->pci);
+    snprintf(info->bus_id_legacy, sizeof info->bus_id_legacy, "%04X:%02X:%02X.0", info->domain & 0xffff,
+             info->bus & 0xff, info->device & 0xff);
+    copy(info->bus_id, sizeof info->bus_id, g->pci);
+    return OK;
+}
+PUBLIC int nvmlDeviceGetMemoryInfo(device d, memory_v1 *m) { /* counts the driver's reserve as used */
+    const gpu *g;
+    int code = enter_device("nvmlDeviceGetMemoryInfo", d, &g);
+    if (code) return code;
+    m->total = g->total;
+    m->used = g->used + g->reserved;
+    m->free = g->total - m->used;
+    return OK;
+}
+PUBLIC int nvmlDeviceGetMemoryInfo_v2(device d, memory_v2 *m) {
+    const gpu *g;
+    int code = enter_device("nvmlDeviceGetMemoryInfo_v2", d, &g);
+    if (code) return code;
+    if (m->version != (sizeof *m | 2u << 24)) return ARGUMENT_VERSION_MISMATCH;
+    m->total = g->total;
+    m->reserved = g->reserved;
+    m->used = g->used;
+    m->free = g->total - g->used - g->reserved;
+    return OK;
+}
+PUBLIC int nvmlDeviceGetUtilizationRates(device d, utilisation *u) {
+    const gpu *g;
+    int code = enter_device("nvmlDeviceGetUtilizationRates", d, &g);
+    if (!code) *u = (utilisation){.gpu = g->utilisation};
+    return code;
+}
+PUBLIC int nvmlDeviceGetPowerUsage(device d, unsigned *milliwatts) {
+    const gpu *g;
+    int code = enter_device("nvmlDeviceGetPowerUsage", d, &g);
+    if (!code) *milliwatts = g->power_mw;
+    return code;
+}
+PUBLIC int nvmlDeviceGetTemperature(device d, int sensor, unsigned *celsius) {
+    const gpu *g;
+    int code = enter_device("nvmlDeviceGetTemperature", d, &g);
+    if (!code) *celsius = g->temperature;
+    return code ?: (sensor ? INVALID_ARGUMENT : OK);
+}
+PUBLIC int nvmlDeviceGetMigMode(device d, unsigned *current, unsigned *pending) {
+    const gpu *g;
+    *current = *pending = 0;
+    return enter_device("nvmlDeviceGetMigMode", d, &g);
+}
+PUBLIC int nvmlDeviceGetComputeMode(device d, int *mode) {
+    const gpu *g;
+    *mode = 0;
+    return enter_device("nvmlDeviceGetComputeMode", d, &g);
+}
+
+/* count: in, the room in found; out, how many there are. */
+static int processes(const char *call, device d, unsigned *count, process *found, int compute) {
+    const gpu *g;
+    int code = enter_device(call, d, &g);
+    if (code) return code;
+    unsigned room = *count;
+    *count = compute ? g->process_count : 0;
+    if (*count > room) return INSUFFICIENT_SIZE;
+    if (*count) memcpy(found, g->processes, *count * sizeof *found);
+    return OK;
+}
+PUBLIC int nvmlDeviceGetComputeRunningProcesses_v2(device d, unsigned *count, process *found) {
+    return processes("nvmlDeviceGetComputeRunningProcesses_v2", d, count, found, 1);
+}
+PUBLIC int nvmlDeviceGetComputeRunningProcesses_v3(device d, unsigned *count, process *found) {
+    return processes("nvmlDeviceGetComputeRunningProcesses_v3", d, count, found, 1);
+}
+PUBLIC int nvmlDeviceGetGraphicsRunningProcesses_v3(device d, unsigned *count, process *found) {
+    return processes("nvmlDeviceGetGraphicsRunningProcesses_v3", d, count, found, 0);
+}
