@@ -1,0 +1,54 @@
+# mgpu-llm: `make run` tries it with the real vLLM on this machine's CPU, `make test` runs every test.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+PREFIX ?= /usr/local
+DESTDIR ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+DEV_STAMP := $(VENV)/.complete
+
+.PHONY: help dev run demo check test install uninstall clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make run        the daemon with a toy model on the real vLLM (CPU, tensor parallel 2), until Ctrl-C'
+	@echo 'make demo       the same with an engine that hangs as broken peer-to-peer does, until it is cured'
+	@echo 'make dev        what both need: .venv (mgpud, mgpuctl) and .engine (vLLM for CPU)'
+	@echo 'make check      format, lint, types, layers, core and config tests: under a minute'
+	@echo 'make test       every test, the real vLLM and a real systemd included (root)'
+	@echo 'make install    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)   make uninstall   PURGE=1 removes the config too'
+
+$(DEV_STAMP): packaging/requirements/dev.txt packaging/requirements/daemon.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet -r packaging/requirements/dev.txt
+	$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+dev: $(DEV_STAMP)
+	@$(PY) tests/support/make_engine_env.py
+
+run: dev
+	@$(PY) tests/support/try_it.py
+
+demo: dev
+	@$(PY) tests/support/try_it.py --fault p2p-hang
+
+check: $(DEV_STAMP)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/coverage run -m pytest -q tests/core tests/config
+	$(VENV)/bin/coverage report --fail-under=100
+
+test: dev check
+	$(PY) -m pytest
+
+install:
+	@PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) packaging/install install
+
+uninstall:
+	@PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) PURGE=$(PURGE) packaging/install uninstall
+
+clean:
+	rm -rf $(VENV) .engine build dist daemon/*.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
