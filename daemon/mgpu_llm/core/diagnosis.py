@@ -83,7 +83,10 @@ _SIGNATURES: Final = (
     ),
     _Signature(
         cause="bad-arguments",
-        pattern=re.compile(r"error: (?P<what>unrecognized arguments: .*|argument .*|ambiguous option: .*|the following arguments are required: .*)"),
+        pattern=re.compile(
+            r"error: (?P<what>unrecognized arguments: .*|argument .*|ambiguous option: .*"
+            r"|the following arguments are required: .*)"
+        ),
         summary="vLLM refused its arguments: {what}",
         advice="correct engine.args (this vLLM's own list: vllm serve --help=all)",
         hopeless=True,
@@ -111,7 +114,7 @@ _SIGNATURES: Final = (
         pattern=re.compile(
             r"Total number of attention heads \(\d+\) must be divisible by tensor parallel size"
             r"|User-specified max_model_len \(\d+\) is greater than|Model architectures \[.*\] are not supported"
-            r"|trust_remote_code=True|Bfloat16 is only supported on GPUs"
+            r"|`trust_remote_code=True`|Bfloat16 is only supported on GPUs"
         ),
         summary="vLLM refuses this model with these settings",
         advice="change the setting that the engine names",
@@ -134,6 +137,8 @@ _CASCADE: Final = re.compile(
     r"Engine core initialization failed|WorkerProc (?:failed to start|initialization failed)|EngineDeadError"
     r"|EngineCore (?:failed to start|encountered a fatal error)|cancelled|died unexpectedly"
 )
+#: vLLM 0.8.4 to 0.15 asks the hub about a model although it is a local folder, prints the refusal as an error, and goes on.
+_HARMLESS: Final = re.compile(r"^Error retrieving ")
 _STALL_ADVICE: Final = {
     Phase.BOOT: "the engine hangs before it reaches the GPUs: look at imports on a slow or hung file system",
     Phase.DISTRIBUTED_INIT: (
@@ -159,6 +164,8 @@ class Clue:
 
 def look(clue: Clue, message: str) -> Clue:
     """Add one message to what is known. The first root cause stands: what follows it is its consequence."""
+    if _HARMLESS.match(message):
+        return clue
     if not clue.cause:
         for signature in _SIGNATURES:
             if signature.pattern.search(message):

@@ -62,7 +62,9 @@ _LEVELS: Final = {
     "ERROR": Level.ERROR,
     "CRITICAL": Level.ERROR,
 }
-_ERROR_TEXT: Final = re.compile(r"^(?:\S+: )?(?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception)\b(?::|$)|^\S+: error: ")
+_ERROR_TEXT: Final = re.compile(
+    r"^(?:\S+: )?(?:[A-Za-z_][\w.]*\.)?(?:[A-Z]\w*)?(?:Error|Exception)(?::|$)|^\S+(?: \S+)?: error: "
+)
 
 _SHARDS: Final = re.compile(
     r"(?:Loading (?:safetensors|pt|np_cache) checkpoint shards|Multi-thread loading shards|Loading safetensors using \w+)"
@@ -74,7 +76,13 @@ _SERVING: Final = re.compile(r"Application startup complete|Uvicorn running on")
 _PHASES: Final = (
     (re.compile(r"world_size=\d+ rank=\d+ local_rank=|vLLM is using nccl=="), Phase.DISTRIBUTED_INIT),
     (re.compile(r"rank \d+ in world size \d+ is assigned as|Starting to load model |Loading model from scratch"), Phase.WEIGHTS),
-    (re.compile(r"Model loading took [\d.]+ GiB|Dynamo bytecode transform time|cache directory: .* for vLLM's torch\.compile"), Phase.COMPILE),
+    (
+        re.compile(
+            r"Model loading took [\d.]+ GiB|Dynamo bytecode transform time"
+            r"|cache directory: .* for vLLM's torch\.compile"
+        ),
+        Phase.COMPILE,
+    ),
     (re.compile(r"Available KV cache memory"), Phase.KV_CACHE),
     (
         re.compile(

@@ -64,12 +64,8 @@ def take(state: Starting, event: Event, policy: Policy) -> Outcome:
     match event:
         case LineRead():
             return _after_line(state, event)
-        case ProcessesSampled():
-            return replace(state, progress=progress.after_processes(state.progress, event)), ()
-        case GpusSampled():
-            return replace(state, progress=progress.after_gpus(state.progress, event)), ()
-        case GpusUnobserved():
-            return _after_gpus_unobserved(state, event)
+        case ProcessesSampled() | GpusSampled() | GpusUnobserved():
+            return _after_sample(state, event)
         case Ticked():
             return _after_tick(state, event, policy)
         case EngineSpawned():
@@ -101,7 +97,17 @@ def _after_line(state: Starting, event: LineRead) -> Outcome:
     return changed, tuple(effects)
 
 
-def _after_gpus_unobserved(state: Starting, event: GpusUnobserved) -> Outcome:
+def _after_sample(state: Starting, event: ProcessesSampled | GpusSampled | GpusUnobserved) -> Step:
+    match event:
+        case ProcessesSampled():
+            return replace(state, progress=progress.after_processes(state.progress, event)), ()
+        case GpusSampled():
+            return replace(state, progress=progress.after_gpus(state.progress, event)), ()
+        case GpusUnobserved():
+            return _after_gpus_unobserved(state, event)
+
+
+def _after_gpus_unobserved(state: Starting, event: GpusUnobserved) -> Step:
     changed = replace(state, progress=progress.after_gpus_unobserved(state.progress, event))
     if state.progress.gpus_unobserved:
         return changed, ()

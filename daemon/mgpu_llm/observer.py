@@ -1,0 +1,119 @@
+"""Watch one engine from outside: its processes through /proc and its GPUs through NVML, at the pace of its state."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from mgpu_llm.adapters.gpus import Gpus
+from mgpu_llm.adapters.gpus import GpusUnobserved as DriverSilent
+from mgpu_llm.core.events import (
+    Event,
+    GpuSample,
+    GpusSampled,
+    GpusUnobserved,
+    ProcessesSampled,
+    ProcessSample,
+)
+
+#: Seconds between samples. While loading, the longest healthy quiet is about 2 s, so that a few samples fall into it.
+LOADING_EVERY_S: Final = 0.4
+SERVING_EVERY_S: Final = 5.0
+#: A GPU counts as free again once it is within this of what it held before the attempt: contexts of others come and go.
+FREE_WITHIN_BYTES: Final = 256 << 20
+FREE_POLL_S: Final = 0.1
+
+
+class Observer:
+    """`uuids` maps the entries of CUDA_VISIBLE_DEVICES to NVML's UUIDs; `clock` gives monotonic seconds."""
+
+    def __init__(
+        self, gpus: Gpus, uuids: Mapping[str, str], clock: Callable[[], float], emit: Callable[[Event], None]
+    ) -> None:
+        self._gpus = gpus
+        self._uuids = uuids
+        self._clock = clock
+        self._emit = emit
+        self._baseline: dict[str, int] = {}
+
+    async def remember(self, visible: Sequence[str]) -> None:
+        """Note what the GPUs hold before the engine touches them."""
+        self._baseline = {}
+        try:
+            readings = await self._gpus.read(self._named(visible))
+        except DriverSilent:
+            return
+        self._baseline = {reading.uuid: reading.memory_used_bytes for reading in readings}
+
+    async def watch(
+        self,
+        attempt: int,
+        visible: Sequence[str],
+        sample: Callable[[], tuple[ProcessSample, ...]],
+        loading: Callable[[], bool],
+    ) -> None:
+        """Sample until cancelled. The two kinds of samples do not wait for each other: a silent driver must not hide
+        what the processes do."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_processes(attempt, sample, loading))
+            if visible:
+                group.create_task(self._watch_gpus(attempt, self._named(visible), loading))
+
+    async def wait_until_free(self, visible: Sequence[str], deadline_s: float) -> tuple[str, ...]:
+        """Wait until the GPUs hold no more than before the attempt. Returns what is still held after the deadline."""
+        if not visible or not self._baseline:
+            return ()
+        give_up_at = self._clock() + deadline_s
+        while True:
+            try:
+                readings = await self._gpus.read(self._named(visible))
+            except DriverSilent as silence:
+                return (f"cannot see whether the GPUs are free again: {silence.reason}",)
+            held = {
+                reading.uuid: (reading.index, excess)
+                for reading in readings
+                if (excess := reading.memory_used_bytes - self._baseline[reading.uuid]) > FREE_WITHIN_BYTES
+            }
+            if not held:
+                return ()
+            if self._clock() >= give_up_at:
+                return tuple(
+                    f"GPU {index} still holds {excess / 1e9:.2f} GB more than before the attempt; nvidia-smi names who"
+                    for index, excess in held.values()
+                )
+            await asyncio.sleep(FREE_POLL_S)
+
+    async def _watch_processes(
+        self, attempt: int, sample: Callable[[], tuple[ProcessSample, ...]], loading: Callable[[], bool]
+    ) -> None:
+        while True:
+            processes = await asyncio.to_thread(sample)
+            self._emit(ProcessesSampled(at=self._clock(), attempt=attempt, processes=processes))
+            await asyncio.sleep(_pace_s(loading))
+
+    async def _watch_gpus(self, attempt: int, uuids: Sequence[str], loading: Callable[[], bool]) -> None:
+        while True:
+            try:
+                readings = await self._gpus.read(uuids)
+            except DriverSilent as silence:
+                self._emit(GpusUnobserved(at=self._clock(), attempt=attempt, reason=silence.reason))
+            else:
+                samples = tuple(
+                    GpuSample(
+                        uuid=reading.uuid,
+                        used_bytes=reading.memory_used_bytes,
+                        utilisation_percent=reading.utilisation_percent,
+                        power_mw=reading.power_mw,
+                    )
+                    for reading in readings
+                )
+                self._emit(GpusSampled(at=self._clock(), attempt=attempt, gpus=samples))
+            await asyncio.sleep(_pace_s(loading))
+
+    def _named(self, visible: Sequence[str]) -> tuple[str, ...]:
+        return tuple(self._uuids[entry] for entry in visible)
+
+
+def _pace_s(loading: Callable[[], bool]) -> float:
+    return LOADING_EVERY_S if loading() else SERVING_EVERY_S

@@ -1,0 +1,101 @@
+"""The config under which mgpud runs the real vLLM on this machine's CPU with a toy checkpoint, tensor parallel 2."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ENGINE_PYTHON = ROOT / ".engine/bin/python"
+CHECKPOINT = ROOT / "build/toy-model"
+
+#: Small and quick: two ranks on two cores, nothing compiled, a context that a small KV cache holds.
+ENGINE_ARGS = (
+    "--enforce-eager",
+    "--max-model-len", "256",
+    "--max-num-seqs", "4",
+    "--kv-cache-memory-bytes", "16M",
+)  # fmt: skip
+ENGINE_ENV: Mapping[str, str] = {
+    "VLLM_CPU_OMP_THREADS_BIND": "0|1",
+    "TORCH_COMPILE_DISABLE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Where a trial daemon keeps its files and listens. `env` is added to the engine's."""
+
+    folder: Path
+    port: int
+    env: Mapping[str, str] = field(default_factory=dict)
+    tensor_parallel: int = 2
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "mgpu-llm.toml"
+
+    @property
+    def runtime_dir(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def socket(self) -> Path:
+        return self.runtime_dir / "control.sock"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def write(self) -> Path:
+        """Write the config file and return its path."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config_file.write_text(self.toml(), encoding="utf-8")
+        return self.config_file
+
+    def toml(self) -> str:
+        env = "\n".join(f"{name} = {json.dumps(value)}" for name, value in {**ENGINE_ENV, **self.env}.items())
+        return f"""\
+[model]
+path = {json.dumps(str(CHECKPOINT))}
+served_name = "toy"
+
+[engine]
+python = {json.dumps(str(ENGINE_PYTHON))}
+port = {self.port}
+args = {json.dumps(ENGINE_ARGS)}
+
+[engine.env]
+{env}
+
+[gpus]
+use = "none"
+tensor_parallel = {self.tensor_parallel}
+
+[daemon]
+runtime_dir = {json.dumps(str(self.runtime_dir))}
+state_dir = {json.dumps(str(self.folder / "state"))}
+"""
+
+
+def make_checkpoint() -> Path:
+    """Write the toy checkpoint unless it is there."""
+    script = ROOT / "tests/support/toy_model.py"
+    subprocess.run([sys.executable, str(script), str(CHECKPOINT)], check=True, stdout=subprocess.DEVNULL)
+    return CHECKPOINT
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
