@@ -45,10 +45,10 @@ test: dev check
 	$(PY) -m pytest
 
 install:
-	@PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) packaging/install install
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' PYTHON='$(INSTALL_PYTHON)' packaging/install install
 
 uninstall:
-	@PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) PURGE=$(PURGE) packaging/install uninstall
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' PURGE='$(PURGE)' packaging/install uninstall
 
 clean:
 	rm -rf $(VENV) .engine build dist daemon/*.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
