@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import click
 import structlog
 
 import mgpu_llm
 from mgpu_llm import assembly
-from mgpu_llm.adapters import control_socket, gpus, journal
+from mgpu_llm.adapters import control_socket, gpus, instance_lock, journal
 from mgpu_llm.adapters.console import Console
 from mgpu_llm.adapters.engine.cgroup import find_delegated
 from mgpu_llm.adapters.engine.process import EngineProcess
 from mgpu_llm.adapters.engine.sweep import sweep_orphans
-from mgpu_llm.adapters.gpus import Gpu, Gpus
+from mgpu_llm.adapters.gpus import Gpus
 from mgpu_llm.adapters.health import Probes
 from mgpu_llm.adapters.systemd import SystemdNotifier, watchdog_interval_s
 from mgpu_llm.config import checks, files, parse
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.config.problem import ConfigProblem, render
 from mgpu_llm.core.effects import Exit
+from mgpu_llm.core.events import Event
 from mgpu_llm.core.launch import differences
 from mgpu_llm.observer import Observer
 from mgpu_llm.runner import Outside, Runner
@@ -37,7 +38,6 @@ from mgpu_llm.runner import Outside, Runner
 FAULT: Final = 70
 TRY_AGAIN: Final = 75
 BAD_CONFIG: Final = 78
-LOCK_NAME: Final = "mgpud.lock"
 
 log = structlog.get_logger()
 
@@ -80,17 +80,9 @@ def main(config_file: Path, *, check: bool) -> None:
 
 async def _check(config_file: Path) -> int:
     loaded = parse.load(config_file)
-    running = _locked_by(Path(loaded.config.daemon.runtime_dir))
     # The engine of a daemon that runs holds the port, as it should.
-    problems = [*loaded.problems, *checks.check(loaded, os.environ, port_free=running is None)]
-    inventory: Mapping[str, str] | None = None
-    if not problems:
-        try:
-            inventory = await _resolve_gpus(loaded, Gpus())
-        except CannotStartError as problem:
-            raise CannotStartError(BAD_CONFIG, problem.message) from None
-    _refuse(problems)
-    planned = assembly.plan(loaded.config, inventory, os.environ)
+    running = instance_lock.holder(Path(loaded.config.daemon.runtime_dir)) is not None
+    planned = await _planned(loaded, Gpus(), engine_runs=running)
     click.echo(f"{config_file}: no problems; the ladder has {len(planned.policy.rungs)} rungs:")
     for rung in planned.policy.rungs:
         changes = differences(planned.policy.rungs[0].launch, rung.launch)
@@ -100,11 +92,13 @@ async def _check(config_file: Path) -> int:
 
 async def _supervise(config_file: Path, notifier: SystemdNotifier) -> int:
     loaded = parse.load(config_file)
-    _refuse(loaded.problems)
+    if not loaded.complete:
+        raise CannotStartError(BAD_CONFIG, render(loaded.problems))
+    runtime_dir = Path(loaded.config.daemon.runtime_dir)
     console = Console(sys.stderr)
     journal.configure(loaded.config.daemon.log_level, os.environ, sys.stderr, console.write)
     try:
-        with _lock(Path(loaded.config.daemon.runtime_dir)):
+        with _locked(runtime_dir):
             ended = await _run(loaded, notifier, console)
     finally:
         console.close()
@@ -114,101 +108,95 @@ async def _supervise(config_file: Path, notifier: SystemdNotifier) -> int:
     return ended.status
 
 
+@contextmanager
+def _locked(runtime_dir: Path) -> Iterator[None]:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(instance_lock.held(runtime_dir))
+        except instance_lock.HeldError as other:
+            why = f"cannot start: another mgpud (pid {other.pid}) runs with '{runtime_dir}'; stop it, or set daemon.runtime_dir"
+            raise CannotStartError(TRY_AGAIN, why) from None
+        except OSError as error:
+            why = f"cannot use the runtime folder '{runtime_dir}': {error.strerror}; set daemon.runtime_dir"
+            raise CannotStartError(BAD_CONFIG, why) from None
+        yield
+
+
 async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console) -> Exit:
     clock, runtime_dir = time.monotonic, Path(loaded.config.daemon.runtime_dir)
     cgroup = find_delegated(os.environ)
     # Before the port is looked at: an engine of an earlier life may hold it.
     for told in await sweep_orphans(runtime_dir, clock=clock, deadline_s=10, cgroup=cgroup):
         log.warning("engine.orphan", what=told)
-    _refuse(checks.check(loaded, os.environ))
     driver = Gpus()
-    plan = assembly.plan(loaded.config, await _resolve_gpus(loaded, driver), os.environ)
-    log.info("daemon.started", version=mgpu_llm.__version__, pid=os.getpid(), model=plan.identity.model, url=plan.identity.url)
-    runner = Runner(plan.policy, plan.server, plan.identity, os.environ, clock)
+    plan = await _planned(loaded, driver)
+    log.info(
+        "daemon.started",
+        version=mgpu_llm.__version__,
+        pid=os.getpid(),
+        model=plan.identity.model,
+        url=plan.identity.url,
+    )
+    events: asyncio.Queue[Event] = asyncio.Queue()
+    observer = Observer(driver, plan.uuids, clock, events.put_nowait)
+    kill_deadline_s = plan.policy.kill_deadline_s
+    engine = EngineProcess(
+        clock=clock,
+        emit=events.put_nowait,
+        runtime_dir=runtime_dir,
+        cgroup=cgroup,
+        before_gone=lambda _: observer.wait_until_free(kill_deadline_s),
+    )
     serving = loaded.config.serving
-    probes = Probes(plan.endpoint, health_timeout_s=serving.probe_timeout, completion_timeout_s=serving.completion_timeout)
+    probes = Probes(
+        plan.endpoint, health_timeout_s=serving.probe_timeout, completion_timeout_s=serving.completion_timeout
+    )
     outside = Outside(
-        engine=EngineProcess(clock=clock, emit=runner.emit, runtime_dir=runtime_dir, cgroup=cgroup),
-        observer=Observer(driver, plan.uuids, clock, runner.emit),
+        engine=engine,
+        observer=observer,
         probes=probes,
         notifier=notifier,
         console=console,
         watchdog_interval_s=watchdog_interval_s(os.environ),
     )
-    async with control_socket.serving(runtime_dir, runner.backend(outside)):
+    runner = Runner(plan.policy, plan.server, plan.identity, os.environ, clock, events, outside)
+    async with control_socket.serving(runtime_dir, runner):
         try:
-            return await runner.run(outside)
+            return await runner.run()
         finally:
             await probes.close()
 
 
-async def _resolve_gpus(loaded: Loaded, driver: Gpus) -> dict[str, str] | None:
-    """The configured GPUs as {index: UUID}, in the config's order; None for an engine without GPUs.
+async def _planned(loaded: Loaded, driver: Gpus, *, engine_runs: bool = False) -> assembly.Plan:
+    """Check everything, GPUs included, and put the plan together. Raises CannotStartError with all problems at once."""
+    found = await _find_gpus(loaded, driver)
+    count = len(found) if isinstance(found, dict) else None
+    problems = checks.check(loaded, os.environ, gpu_count=count, engine_runs=engine_runs)
+    if isinstance(found, ConfigProblem):
+        raise CannotStartError(BAD_CONFIG, render([*problems, found]))
+    if problems:
+        raise CannotStartError(BAD_CONFIG, render(problems))
+    if isinstance(found, gpus.GpusUnobserved):
+        hint = 'an engine without GPUs needs gpus.use = "none"'
+        raise CannotStartError(TRY_AGAIN, f"cannot see the GPUs: {found.reason} ({hint})")
+    return assembly.plan(loaded.config, found, os.environ)
+
+
+async def _find_gpus(loaded: Loaded, driver: Gpus) -> dict[str, str] | ConfigProblem | gpus.GpusUnobserved | None:
+    """The configured GPUs as {index: UUID} in the config's order, None where it wants none, or why there are none.
 
     vLLM gets indices, because releases before 0.10 fail on UUIDs in CUDA_VISIBLE_DEVICES.
     """
     use = loaded.config.gpus.use
-    if use == "none":
+    if use == "none" or loaded.faulty("gpus"):
         return None
     try:
-        inventory = await driver.inventory()
+        chosen = gpus.resolve(use, await driver.inventory())
     except gpus.GpusUnobserved as silence:
-        hint = 'set gpus.use = "none" for an engine without GPUs'
-        raise CannotStartError(TRY_AGAIN, f"cannot see the GPUs: {silence.reason} ({hint})") from None
-    try:
-        chosen = _chosen(use, inventory)
-        _refuse(checks.check_gpu_count(loaded, len(chosen)))
+        return silence
     except ValueError as error:
-        problem = loaded.problem(("gpus", "use"), f"{error}")
-        raise CannotStartError(BAD_CONFIG, render([problem])) from None
+        return loaded.problem(("gpus", "use"), str(error))
     return {str(gpu.index): gpu.uuid for gpu in chosen}
-
-
-def _chosen(use: object, inventory: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
-    if not inventory:
-        raise ValueError("this host has no GPU")
-    return gpus.resolve(use if isinstance(use, tuple) else "all", inventory)
-
-
-def _refuse(problems: tuple[ConfigProblem, ...] | list[ConfigProblem]) -> None:
-    if problems:
-        raise CannotStartError(BAD_CONFIG, render(problems))
-
-
-def _lock(runtime_dir: Path) -> IO[str]:
-    """One daemon a runtime folder. The kernel lets go of the lock when its holder dies, however it dies."""
-    try:
-        runtime_dir.mkdir(parents=True, exist_ok=True)
-        lock = (runtime_dir / LOCK_NAME).open("a+", encoding="ascii")
-    except OSError as error:
-        message = f"cannot use the runtime folder '{runtime_dir}': {error.strerror}; set daemon.runtime_dir"
-        raise CannotStartError(BAD_CONFIG, message) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.seek(0)
-        holder = lock.read().strip() or "unknown"
-        lock.close()
-        message = f"cannot start: another mgpud (pid {holder}) runs with '{runtime_dir}'; stop it, or set daemon.runtime_dir"
-        raise CannotStartError(TRY_AGAIN, message) from None
-    lock.seek(0)
-    lock.truncate()
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
-    return lock
-
-
-def _locked_by(runtime_dir: Path) -> str | None:
-    """The pid of the daemon that holds the runtime folder, None when nobody does."""
-    try:
-        with (runtime_dir / LOCK_NAME).open(encoding="ascii") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return lock.read().strip()
-    except OSError:
-        pass
-    return None
 
 
 if __name__ == "__main__":

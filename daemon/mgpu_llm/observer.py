@@ -60,14 +60,14 @@ class Observer:
             if visible:
                 group.create_task(self._watch_gpus(attempt, self._named(visible), loading))
 
-    async def wait_until_free(self, visible: Sequence[str], deadline_s: float) -> tuple[str, ...]:
-        """Wait until the GPUs hold no more than before the attempt. Returns what is still held after the deadline."""
-        if not visible or not self._baseline:
+    async def wait_until_free(self, deadline_s: float) -> tuple[str, ...]:
+        """Wait until the GPUs hold no more than when they were remembered. Returns what is still held after the deadline."""
+        if not self._baseline:
             return ()
         give_up_at = self._clock() + deadline_s
         while True:
             try:
-                readings = await self._gpus.read(self._named(visible))
+                readings = await self._gpus.read(tuple(self._baseline))
             except DriverSilent as silence:
                 return (f"cannot see whether the GPUs are free again: {silence.reason}",)
             held = {

@@ -32,6 +32,7 @@ from mgpu_llm.core.effects import (
 )
 from mgpu_llm.core.events import (
     CompletionProbed,
+    EngineGone,
     Event,
     HealthProbed,
     LineRead,
@@ -53,7 +54,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, kw_only=True)
 class Outside:
-    """Everything that the loop reaches the world through."""
+    """Everything that the loop reaches the world through. All of it answers by putting events into the loop's queue."""
 
     engine: EngineProcess
     observer: Observer
@@ -64,7 +65,10 @@ class Outside:
 
 
 class Runner:
-    """One daemon's life. `clock` gives monotonic seconds; `environment` is what the engine inherits."""
+    """One daemon's life, and what the control socket asks of it (`control_socket.Backend`).
+
+    `events` is the loop's queue, `clock` gives monotonic seconds, `environment` is what the engine inherits.
+    """
 
     def __init__(
         self,
@@ -73,39 +77,38 @@ class Runner:
         identity: Identity,
         environment: Mapping[str, str],
         clock: Callable[[], float],
+        events: asyncio.Queue[Event],
+        outside: Outside,
     ) -> None:
         self._policy = policy
         self._server = server
         self._identity = identity
         self._environment = environment
         self._clock = clock
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._events = events
+        self._outside = outside
         self._state: State = Stopped()
         self._ended: Exit | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
         self._fed_at = 0.0
 
-    def emit(self, event: Event) -> None:
-        """Take in one event; to be called from the event loop's thread."""
-        self._events.put_nowait(event)
-
-    async def run(self, outside: Outside) -> Exit:
+    async def run(self) -> Exit:
         """Supervise until the core says Exit. A task of ours that fails ends the daemon: it would be blind or deaf."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._asked_to_end, number)
         self._start(self._tick())
-        self.emit(StartRequested(at=self._clock()))
+        self._events.put_nowait(StartRequested(at=self._clock()))
         try:
             while self._ended is None:
                 event = await self._events.get()
                 self._retell(event)
                 self._state, effects = supervisor.step(self._state, event, self._policy)
                 for effect in effects:
-                    await self._carry_out(effect, outside)
+                    await self._carry_out(effect)
                 if isinstance(event, Ticked):
-                    self._show(outside)
+                    self._show()
                 self._raise_failures()
             return self._ended
         finally:
@@ -113,13 +116,14 @@ class Runner:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    # What the control socket asks (control_socket.Backend).
-
     def status(self) -> Status:
         return report.status(self._state, self._policy, self._clock(), self._identity)
 
     def rungs(self) -> tuple[RungStatus, ...]:
         return report.ladder(self._state.run, self._policy)
+
+    def engine_lines(self, count: int) -> tuple[str, ...]:
+        return self._outside.engine.tail.last(count)
 
     def request(self, verb: str, by: str) -> str:
         """Take up start, stop or restart. Raises RefusedError when that cannot be done now."""
@@ -131,37 +135,38 @@ class Runner:
             case "start" if now in ("starting", "ready"):
                 return f"nothing to do: the engine is {now} already"
             case "start":
-                self.emit(StartRequested(at=at))
+                self._events.put_nowait(StartRequested(at=at))
             case "stop" if now == "stopped":
                 return "nothing to do: no engine runs"
             case "stop":
-                self.emit(StopRequested(at=at, final=False, by=by))
+                self._events.put_nowait(StopRequested(at=at, final=False, by=by))
             case _:
-                self.emit(RestartRequested(at=at, by=by))
+                self._events.put_nowait(RestartRequested(at=at, by=by))
         return f"{verb} is under way"
 
     def _asked_to_end(self, number: signal.Signals) -> None:
-        self.emit(StopRequested(at=self._clock(), final=True, by=number.name))
+        self._events.put_nowait(StopRequested(at=self._clock(), final=True, by=number.name))
 
     def _retell(self, event: Event) -> None:
         if isinstance(event, LineRead):
             line = engine_log.parse(event.text)
             journal.engine_line(line.process, line.message, line.level)
 
-    async def _carry_out(self, effect: Effect, outside: Outside) -> None:
+    async def _carry_out(self, effect: Effect) -> None:
+        outside = self._outside
         match effect:
             case Announce():
                 log.log(journal.LEVELS[effect.level], effect.name, **effect.facts)
             case SpawnEngine():
-                await self._spawn(effect, outside)
+                await self._spawn(effect)
             case TerminateEngine():
                 outside.engine.terminate()
             case KillEngine():
-                self._start(self._kill(outside))
+                self._start(self._kill(effect.attempt))
             case ProbeHealth():
-                self._start(self._probe_health(effect.attempt, outside.probes))
+                self._start(self._probe_health(effect.attempt))
             case ProbeCompletion():
-                self._start(self._probe_completion(effect.attempt, outside.probes))
+                self._start(self._probe_completion(effect.attempt))
             case NotifyReady():
                 outside.notifier.status(report.headline(self._state, self._policy, self._clock()))
                 outside.notifier.ready()
@@ -174,7 +179,8 @@ class Runner:
             case _ as unreachable:
                 assert_never(unreachable)
 
-    async def _spawn(self, effect: SpawnEngine, outside: Outside) -> None:
+    async def _spawn(self, effect: SpawnEngine) -> None:
+        outside = self._outside
         visible = effect.launch.gpus or ()
         await outside.observer.remember(visible)
         argv = launch.argv(self._server, effect.launch)
@@ -184,20 +190,24 @@ class Runner:
         watching = outside.observer.watch(effect.attempt, visible, outside.engine.sample, self._loading)
         self._watch = self._start(watching)
 
-    async def _kill(self, outside: Outside) -> None:
+    async def _kill(self, attempt: int) -> None:
         if self._watch is not None:
             self._watch.cancel()
-        visible = self._policy.rungs[self._state.run.rung].launch.gpus or ()
-        deadline_s = self._policy.kill_deadline_s
-        await outside.engine.kill(deadline_s, before_gone=lambda: outside.observer.wait_until_free(visible, deadline_s))
+        if self._outside.engine.running:
+            await self._outside.engine.kill(self._policy.kill_deadline_s)
+        else:
+            # It never came to be: nothing has to be ended, and the state machine waits for exactly this word.
+            self._events.put_nowait(EngineGone(at=self._clock(), attempt=attempt))
 
-    async def _probe_health(self, attempt: int, probes: Probes) -> None:
-        answer = await probes.health()
-        self.emit(HealthProbed(at=self._clock(), attempt=attempt, healthy=answer.good, detail=answer.detail))
+    async def _probe_health(self, attempt: int) -> None:
+        answer = await self._outside.probes.health()
+        self._events.put_nowait(
+            HealthProbed(at=self._clock(), attempt=attempt, healthy=answer.good, detail=answer.detail)
+        )
 
-    async def _probe_completion(self, attempt: int, probes: Probes) -> None:
-        answer = await probes.completion()
-        self.emit(
+    async def _probe_completion(self, attempt: int) -> None:
+        answer = await self._outside.probes.completion()
+        self._events.put_nowait(
             CompletionProbed(
                 at=self._clock(), attempt=attempt, served=answer.good, detail=answer.detail, hopeless=answer.hopeless
             )
@@ -205,12 +215,12 @@ class Runner:
 
     async def _tick(self) -> None:
         while True:
-            self.emit(Ticked(at=self._clock()))
+            self._events.put_nowait(Ticked(at=self._clock()))
             await asyncio.sleep(TICK_S)
 
-    def _show(self, outside: Outside) -> None:
+    def _show(self) -> None:
         """Once a tick, after the whole pass: what people see, and to systemd the proof that the loop goes round."""
-        status = self.status()
+        outside, status = self._outside, self.status()
         outside.notifier.status(status.headline)
         outside.console.show(status)
         interval_s = outside.watchdog_interval_s

@@ -104,7 +104,7 @@ class Probes:
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
             # One connection a request: a pooled one to an engine that has been replaced would fail the next probe.
-            unix = self._endpoint.unix_socket
+            unix = self._endpoint.uds
             connector = (
                 aiohttp.UnixConnector(path=unix, force_close=True) if unix else aiohttp.TCPConnector(force_close=True)
             )

@@ -1,0 +1,168 @@
+"""The control socket: HTTP with JSON on a Unix socket (the words are in `control_api`), served by aiohttp.
+
+Who may connect, may ask for everything: the socket's mode (0660, group mgpu-llm) is the permission.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import os
+import pwd
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+from aiohttp import web
+
+from mgpu_llm import control_api
+from mgpu_llm.core.status import RungStatus, Status
+
+GROUP = "mgpu-llm"
+MOST_LINES = 10_000
+#: No request of ours has a body; a client that sends one is not mgpuctl.
+BODY_BYTES = 4096
+#: aiohttp would wait a minute for clients that keep a connection open, longer than systemd waits for our end.
+GOODBYE_S = 1.0
+
+log = structlog.get_logger()
+
+
+class RefusedError(Exception):
+    """Raised by `Backend.request` when the daemon cannot do that now; its text is shown to who asked (HTTP 409)."""
+
+
+class Backend(Protocol):
+    """The daemon, as the socket sees it. All are called from the event loop and must return at once."""
+
+    def status(self) -> Status: ...
+
+    def rungs(self) -> tuple[RungStatus, ...]: ...
+
+    def engine_lines(self, count: int) -> tuple[str, ...]:
+        """The engine's last lines, oldest first, at most `count`."""
+        ...
+
+    def request(self, verb: str, by: str) -> str:
+        """Take up start, stop or restart; `by` is such as "uid 0 (root), pid 123". Returns a word for who asked, or
+        raises RefusedError."""
+        ...
+
+
+@asynccontextmanager
+async def serving(runtime_dir: Path, backend: Backend, *, group: str = GROUP) -> AsyncIterator[Path]:
+    """Answers on `<runtime_dir>/control.sock` as long as it is entered, and gives that path.
+
+    The caller holds the daemon's lock: a socket that is already there belongs to a dead daemon and is replaced.
+    Raises OSError if the directory cannot take a socket.
+    """
+    path = runtime_dir / control_api.SOCKET_NAME
+    listener = _listen(path, group)
+    runner = web.AppRunner(_application(backend), access_log=None, shutdown_timeout=GOODBYE_S)
+    try:
+        await runner.setup()
+        await web.SockSite(runner, listener).start()
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+        await runner.cleanup()
+        listener.close()
+
+
+def _listen(path: Path, group: str) -> socket.socket:
+    """Made under another name and renamed: nobody finds it before its mode is right, and a stale one just goes."""
+    raw = path.with_name(path.name + ".new")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        raw.unlink(missing_ok=True)
+        listener.bind(str(raw))
+        raw.chmod(0o660)
+        with suppress(KeyError, PermissionError):
+            # Without the group, or without the right to give the socket to it, the daemon's own user and root remain.
+            os.chown(raw, -1, grp.getgrnam(group).gr_gid)
+        listener.listen()
+        raw.rename(path)
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot listen on {str(path)!r}: {error.strerror or error}") from error
+    return listener
+
+
+def _application(backend: Backend) -> web.Application:
+    async def status(_: web.Request) -> web.Response:
+        return web.json_response(control_api.status_to_json(backend.status()))
+
+    async def ladder(_: web.Request) -> web.Response:
+        return web.json_response({"rungs": [control_api.rung_to_json(rung) for rung in backend.rungs()]})
+
+    async def logs(request: web.Request) -> web.Response:
+        return web.json_response({"lines": list(backend.engine_lines(_line_count(request)))})
+
+    async def ask(request: web.Request) -> web.Response:
+        await request.read()  # a body over the limit is refused here, with 413
+        verb = request.path.rpartition("/")[2]
+        by = await asyncio.to_thread(_who, *_peer(request))
+        return web.json_response({"accepted": True, "message": backend.request(verb, by)})
+
+    application = web.Application(middlewares=[_errors_as_json], client_max_size=BODY_BYTES)
+    application.router.add_get(control_api.STATUS, status)
+    application.router.add_get(control_api.LADDER, ladder)
+    application.router.add_get(control_api.LOGS, logs)
+    for verb in control_api.VERBS:
+        application.router.add_post(f"/v1/{verb}", ask)
+    return application
+
+
+@web.middleware
+async def _errors_as_json(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except RefusedError as refusal:
+        return web.json_response({"error": str(refusal)}, status=409)
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return _error(f"cannot {request.method} {request.path!r}: only {allowed}", 405, {"Allow": allowed})
+    except web.HTTPNotFound:
+        return _error(f"cannot {request.method} {request.path!r}: there is no such path", 404)
+    except web.HTTPException as error:
+        return _error(error.text or error.reason, error.status)
+    except Exception as error:  # noqa: BLE001 - a fault in one answer must not cost the others, and is said here
+        log.error("control.answer.failed", path=request.path, error=f"{type(error).__name__}: {error}")
+        return _error(f"cannot answer {request.path!r}: a fault in the daemon; its journal has more", 500)
+
+
+def _error(message: str, status: int, headers: dict[str, str] | None = None) -> web.Response:
+    return web.json_response({"error": message}, status=status, headers=headers)
+
+
+def _line_count(request: web.Request) -> int:
+    given = request.query.get("lines", "50")
+    if given.isascii() and given.isdigit() and len(given) <= 6 and 1 <= int(given) <= MOST_LINES:
+        return int(given)
+    raise web.HTTPBadRequest(text=f"cannot give lines={given!r}: a number from 1 to {MOST_LINES} is needed")
+
+
+def _peer(request: web.Request) -> tuple[int, int]:
+    """Pid and uid of who is at the other end, as the kernel saw them at connect() (unix(7), SO_PEERCRED)."""
+    connection = request.get_extra_info("socket")
+    if connection is None:  # it hung up meanwhile
+        return 0, -1
+    pid, uid, _ = struct.unpack(
+        "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    )
+    return pid, uid
+
+
+def _who(pid: int, uid: int) -> str:
+    """Run in a thread: the name may come from a directory service that does not answer."""
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        name = "no name"
+    return f"uid {uid} ({name}), pid {pid}"

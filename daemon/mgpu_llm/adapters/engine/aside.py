@@ -1,0 +1,35 @@
+"""Work that may wait on a stuck process, done beside the loop and left behind when it takes too long."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+async def aside(work: Callable[[], T], limit_s: float) -> T | None:
+    """What `work` returns, or None after `limit_s`; its thread then goes on alone and does not hold up our exit.
+
+    `work` must not raise. (The loop's own executor is no way to do this: its threads are waited for at exit.)
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T) -> None:
+        if not done.done():
+            done.set_result(result)
+
+    def run() -> None:
+        result = work()
+        with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+            loop.call_soon_threadsafe(deliver, result)
+
+    threading.Thread(target=run, name="aside", daemon=True).start()
+    try:
+        return await asyncio.wait_for(done, limit_s)
+    except TimeoutError:
+        return None

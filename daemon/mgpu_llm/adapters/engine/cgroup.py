@@ -1,0 +1,90 @@
+"""A cgroup of the engine's own (version 2), where systemd delegates ours to us: nothing can leave it by forking."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from mgpu_llm.adapters.engine.tree import Stat, read_stat, send_kill
+
+#: Where version 2 is mounted: alone, or beside version 1 (systemd's "hybrid" layout).
+MOUNTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
+PREFIX = "engine-"
+
+#: The shell enters the cgroup and becomes the engine, with the same pid. 125 is nobody else's exit status.
+ENTER = ("/bin/sh", "-c", 'echo $$ >"$0" || exit 125; exec "$@"')
+
+
+def find_delegated(env: Mapping[str, str]) -> Path | None:
+    """The daemon's own cgroup if systemd started it (INVOCATION_ID) and it may be divided; None otherwise."""
+    if "INVOCATION_ID" not in env:
+        return None
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    path = next((line[len("0::/") :] for line in lines if line.startswith("0::/")), "")
+    if not path:
+        return None
+    for mount in MOUNTS:
+        own = mount / path
+        # cgroup.events is in every cgroup of version 2 but the root, and in none of version 1.
+        if (own / "cgroup.events").exists() and os.access(own, os.W_OK) and os.access(own / "cgroup.procs", os.W_OK):
+            return own
+    return None
+
+
+class CgroupTree:
+    """The processes of one attempt are those in its cgroup and in cgroups below it."""
+
+    def __init__(self, parent: Path, attempt: int) -> None:
+        """Makes the cgroup. Raises OSError where that is refused, or where one of this name is still there."""
+        self._path = parent / f"{PREFIX}{attempt}"
+        self._path.mkdir()
+
+    def enter(self, argv: tuple[str, ...]) -> tuple[str, ...]:
+        """The command line that runs `argv` inside, from its first instruction on."""
+        return (*ENTER, str(self._path / "cgroup.procs"), *argv)
+
+    def members(self) -> tuple[Stat, ...]:
+        stats = (read_stat(pid) for pid in self._pids())
+        return tuple(stat for stat in stats if stat is not None and stat.alive)
+
+    def kill(self) -> tuple[Stat, ...]:
+        alive = self.members()
+        if not self.kill_at_once():
+            for stat in alive:
+                send_kill(stat)
+        return alive
+
+    def kill_at_once(self) -> bool:
+        """False where the kernel cannot: Linux before 5.14 has no cgroup.kill."""
+        try:
+            (self._path / "cgroup.kill").write_text("1")
+        except OSError:
+            return False
+        return True
+
+    def remove(self) -> str:
+        try:
+            for path in sorted(self._below(), reverse=True):
+                path.rmdir()
+        except OSError as error:
+            return f"cannot remove the cgroup '{self._path}': {error.strerror}"
+        return ""
+
+    def _below(self) -> list[Path]:
+        return [file.parent for file in self._path.rglob("cgroup.procs")]
+
+    def _pids(self) -> list[int]:
+        pids: list[int] = []
+        for path in self._below():
+            with contextlib.suppress(OSError):  # a cgroup below may be removed meanwhile
+                pids += map(int, (path / "cgroup.procs").read_text().split())
+        return pids
+
+
+def remove_empty(parent: Path) -> None:
+    """Removes the engines' cgroups of an earlier life of the daemon, once their processes are gone."""
+    for path in parent.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            path.rmdir()

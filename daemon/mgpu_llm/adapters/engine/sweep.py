@@ -1,0 +1,55 @@
+"""Engines of an earlier life of the daemon, which died without ending them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mgpu_llm.adapters.engine import tags
+from mgpu_llm.adapters.engine.aside import aside
+from mgpu_llm.adapters.engine.cgroup import remove_empty
+from mgpu_llm.adapters.engine.tree import Stat, all_stats, send_kill, with_descendants
+
+LOOK_S = 5.0
+PASS_S = 0.05
+
+
+async def sweep_orphans(
+    runtime_dir: Path, *, clock: Callable[[], float], deadline_s: float, cgroup: Path | None = None
+) -> list[str]:
+    """SIGKILL to every process of an engine that this daemon (told by `runtime_dir`) once spawned; to be called before
+    the first spawn. Returns a sentence for each, such as "killed pid 71 (VLLM::EngineCor, state S) of an earlier run"."""
+    deadline = clock() + deadline_s
+    seen: dict[int, Stat] = {}
+    told: list[str] = []
+    while True:
+        found = await aside(lambda: _engines(tags.prefix(runtime_dir)), LOOK_S)
+        if found is None:
+            told.append("cannot look for engines of an earlier run: a process that is stuck cannot be looked at")
+            break
+        for stat in found:
+            seen.setdefault(stat.pid, stat)
+            send_kill(stat)
+        if not found or clock() >= deadline:
+            told += [f"cannot end {stat} of an earlier run: it outlives SIGKILL" for stat in found]
+            ended = [stat for pid, stat in seen.items() if all(pid != stuck.pid for stuck in found)]
+            told += [f"killed {stat} of an earlier run" for stat in ended]
+            break
+        await asyncio.sleep(PASS_S)
+    if cgroup is not None:
+        remove_empty(cgroup)
+    return told
+
+
+def _engines(beginning: str) -> tuple[Stat, ...]:
+    """Marked processes, and those in their sessions (an engine's sessions are its own) and below them.
+
+    The mark alone is not enough: a process that names itself may overwrite its environment.
+    """
+    marked = tags.find(beginning)
+    stats = all_stats()
+    sessions = {stats[pid].session for pid in marked if pid in stats} - {os.getsid(0)}
+    roots = [stat for stat in stats.values() if stat.session in sessions or stat.pid in marked]
+    return tuple(stat for stat in with_descendants(roots, stats).values() if stat.alive)

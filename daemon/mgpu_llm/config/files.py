@@ -1,0 +1,70 @@
+"""Reading the config's files: the main one, then conf.d/*.toml beside it in the order of their names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mgpu_llm.config.problem import ConfigProblem
+
+DEFAULT_PATH: Final = Path("/etc/mgpu-llm/mgpu-llm.toml")
+DROP_IN_FOLDER: Final = "conf.d"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The text of one file."""
+
+    file: Path
+    text: str
+
+
+def read(main: Path) -> tuple[tuple[Source, ...], tuple[ConfigProblem, ...]]:
+    """The files that could be read, later ones weighing more, and what was wrong with the others."""
+    sources, problems = list[Source](), list[ConfigProblem]()
+    try:
+        files = [main, *_drop_ins(main.parent / DROP_IN_FOLDER)]
+    except OSError as error:
+        files = [main]
+        problems.append(_unreadable(main.parent / DROP_IN_FOLDER, _reason(error)))
+    for file in files:
+        try:
+            # Editors of other systems put a byte order mark first, which TOML's grammar does not know.
+            sources.append(Source(file=file, text=file.read_bytes().decode("utf-8-sig")))
+        except FileNotFoundError as error:
+            hint = "copy etc/mgpu-llm.toml there" if file == main else "remove the dangling link"
+            problems.append(_unreadable(file, _reason(error), hint))
+        except OSError as error:
+            problems.append(_unreadable(file, _reason(error)))
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            why = f"byte 0x{error.object[error.start]:02x} in line {line} is not UTF-8"
+            problems.append(_unreadable(file, why, "save it as UTF-8"))
+    return tuple(sources), tuple(problems)
+
+
+def _drop_ins(folder: Path) -> list[Path]:
+    """Hidden files are left out: editors keep their locks and copies in those."""
+    try:
+        files = list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    return sorted(file for file in files if file.suffix == ".toml" and not file.name.startswith("."))
+
+
+def _unreadable(file: Path, why: str, hint: str = "") -> ConfigProblem:
+    return ConfigProblem(file=file, key="", found=f"cannot read it: {why}", hint=hint)
+
+
+def _reason(error: OSError) -> str:
+    """What the system says, in our words where these are clearer."""
+    match error:
+        case FileNotFoundError():
+            return "no such file"
+        case IsADirectoryError():
+            return "it is a folder"
+        case PermissionError():
+            return "permission denied"
+        case _:
+            return error.strerror or str(error)

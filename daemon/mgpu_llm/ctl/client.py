@@ -1,0 +1,154 @@
+"""One request to the daemon: HTTP over its Unix socket, with a deadline and with errors an operator can act on."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from mgpu_llm import control_api
+from mgpu_llm.core.status import RungStatus, Status
+from mgpu_llm.ctl import exits
+
+ANSWER_S = 5.0
+#: As many as one may ask `logs` for.
+MOST_LINES = 10_000
+#: A status with every attempt's evidence has tens of kilobytes; a foreign server may send without end.
+ANSWER_BYTES = 16 * 1024 * 1024
+
+
+class Failure(click.ClickException):
+    """Ends mgpuctl with one line on stderr and the exit code `code`."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=ANSWER_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(ANSWER_S)
+        self.sock.connect(self._path)
+
+
+class Client:
+    """The daemon behind `path`. Every method raises Failure, and nothing else, when there is no usable answer."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def status_document(self) -> dict[str, Any]:
+        """The status as the daemon gave it, with what a newer daemon may have added."""
+        return self._request("GET", control_api.STATUS)
+
+    def status(self) -> Status:
+        with self.making_sense():
+            return control_api.status_from_json(self.status_document())
+
+    def rungs(self) -> tuple[RungStatus, ...]:
+        with self.making_sense():
+            rungs = self._request("GET", control_api.LADDER)["rungs"]
+            return tuple(control_api.rung_from_json(rung) for rung in rungs)
+
+    def engine_lines(self, count: int) -> tuple[str, ...]:
+        with self.making_sense():
+            lines = self._request("GET", f"{control_api.LOGS}?lines={count}")["lines"]
+            return tuple(str(line) for line in lines)
+
+    def ask_for(self, verb: str) -> str:
+        """start, stop or restart: the daemon's word on it. It has accepted the request, it has not yet done it."""
+        with self.making_sense():
+            return str(self._request("POST", f"/v1/{verb}")["message"])
+
+    @contextmanager
+    def making_sense(self) -> Iterator[None]:
+        """What the daemon said is data from outside: a field that is missing or of another type is not our fault."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._foreign(f"{type(error).__name__} {error}; is it of another version?") from error
+
+    def _request(self, method: str, target: str) -> dict[str, Any]:
+        status, body = self._exchange(method, target)
+        try:
+            document = json.loads(body)
+        except ValueError as error:
+            raise self._foreign(f"HTTP status {status} without a JSON document") from error
+        if not isinstance(document, dict):
+            raise self._foreign("its JSON is not an object")
+        if status >= 400:
+            raise Failure(str(document.get("error", f"HTTP status {status}")), exits.REFUSED)
+        return document
+
+    def _exchange(self, method: str, target: str) -> tuple[int, bytes]:
+        connection = _Connection(self.path)
+        overdue = threading.Event()
+        timer: threading.Timer | None = None
+        try:
+            connection.connect()
+            # The socket's timeout starts anew with each byte; only a clock beside it bounds the whole answer.
+            timer = threading.Timer(ANSWER_S, _give_up, (connection.sock, overdue))
+            timer.daemon = True
+            timer.start()
+            connection.request(method, target)
+            response = connection.getresponse()
+            body = response.read(ANSWER_BYTES)
+            if overdue.is_set():
+                raise TimeoutError
+            return response.status, body
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise self._failure(error, overdue=overdue.is_set()) from error
+        finally:
+            if timer is not None:
+                timer.cancel()
+            connection.close()
+
+    def _failure(self, error: Exception, *, overdue: bool) -> Failure:
+        match error:
+            case _ if overdue or isinstance(error, TimeoutError):
+                return Failure(
+                    f"the daemon on {self.path} does not answer within {ANSWER_S:g} s; "
+                    "see: journalctl -u mgpu-llm -n 50",
+                    exits.NO_ANSWER,
+                )
+            case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
+                return Failure(
+                    f"no daemon answers on {self.path}; start it with: systemctl start mgpu-llm", exits.NO_DAEMON
+                )
+            case PermissionError():
+                return Failure(
+                    f"not allowed to use {self.path}: use sudo, or join its group with: "
+                    "usermod -aG mgpu-llm USER (and log in again)",
+                    exits.NOT_ALLOWED,
+                )
+            case http.client.RemoteDisconnected() | ConnectionError():
+                return Failure(
+                    f"the daemon on {self.path} hung up before it answered; see: journalctl -u mgpu-llm -n 50",
+                    exits.NO_ANSWER,
+                )
+            case http.client.HTTPException() | ValueError():
+                return self._foreign(f"{type(error).__name__} instead of an HTTP answer")
+            case _:
+                return Failure(f"cannot use the socket {self.path}: {error}", exits.NO_DAEMON)
+
+    def _foreign(self, why: str) -> Failure:
+        return Failure(f"what answers on {self.path} does not speak as mgpud does: {why}", exits.NO_ANSWER)
+
+
+def _give_up(sock: socket.socket, overdue: threading.Event) -> None:
+    overdue.set()
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return  # the answer came at the same moment and the socket is closed already

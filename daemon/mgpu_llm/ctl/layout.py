@@ -1,0 +1,187 @@
+"""The pages of mgpuctl: status, attempts and ladder as people read them, from values to lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mgpu_llm.core.status import AttemptStatus, RungStatus, Status
+from mgpu_llm.ctl.words import Page, columns, plain, size, span
+
+#: Attempts that ended in these ways have a cause that somebody should read.
+FAILURES = frozenset({"stalled", "crashed", "refused", "died"})
+#: More failed attempts than these are only counted in `status`; `attempts` shows all that the daemon still knows.
+FAILURES_SHOWN = 5
+COLOURS = {"ready": "green", "failed": "red", "stopped": None}
+LABEL = 9
+
+NEXT = {
+    "starting": (("mgpuctl status --watch", "follow the start"), ("mgpuctl logs", "the engine's last lines")),
+    "backoff": (("mgpuctl attempts", "why the last attempt ended"), ("mgpuctl ladder", "what is tried next")),
+    "terminating": (("mgpuctl status --watch", "follow the stop"),),
+    "killing": (("mgpuctl status --watch", "follow the stop"),),
+    "stopped": (("mgpuctl start", "bring the engine to service"),),
+    "failed": (
+        ("mgpuctl attempts", "every attempt with its evidence"),
+        ("mgpuctl logs", "the engine's last lines"),
+        ("mgpuctl start", "try again, once the cause is mended"),
+    ),
+}
+NEXT_DEGRADED = (
+    ("mgpuctl attempts", "why the settings were changed"),
+    ("mgpuctl ladder", "the settings that were tried"),
+)
+
+
+def status_lines(status: Status, page: Page) -> list[str]:
+    degraded = status.degraded and status.state == "ready"
+    colour = "yellow" if degraded else COLOURS.get(status.state, "yellow")
+    lines = [f"{page.paint(page.bullet, colour)} mgpu-llm - {plain(status.model)}"]
+    state = f"{status.state}, degraded (rung {status.rung})" if degraded else status.state
+    lasting = f" for {span(status.elapsed_s)}" if status.elapsed_s > 0 else ""
+    lines += [f"{'State':>{LABEL}}: {page.paint(plain(state), colour, bold=True)}{lasting}"]
+    lines += _field("Status", page.wrap(status.headline, LABEL + 2))
+    if status.state not in ("stopped", "failed"):
+        lines += _field("Cost", page.wrap(status.cost, LABEL + 2))
+        lines += _field("Changes", [plain(change) for change in status.changes])
+    lines += _engine_fields(status)
+    lines += _field("GPUs", _gpus(status))
+    lines += _field("Daemon", [f"mgpud {plain(status.version)}"])
+    lines += _failures(status, page)
+    return lines + _next(status, page)
+
+
+def _engine_fields(status: Status) -> list[str]:
+    if status.state in ("stopped", "failed"):
+        return _field("URL", [f"{plain(status.url)} (not served)"])
+    lines = _field("URL", [plain(status.url) if status.state == "ready" else f"{plain(status.url)} (not served yet)"])
+    lines += _field("Attempt", [f"{status.attempt} on rung {plain(status.rung)}"])
+    if status.pid is not None:
+        dropped = f", {status.lines_dropped} lines of its output dropped" if status.lines_dropped else ""
+        lines += _field("Engine", [f"pid {status.pid}, {_plural(status.processes, 'process', 'processes')}{dropped}"])
+    if status.retry_in_s is not None:
+        lines += _field("Retry", [f"in {span(status.retry_in_s)}"])
+    if status.state == "starting":
+        lines += _field("Phase", [", ".join([plain(status.phase), *progress(status)])])
+        lines += _field("Quiet", [quiet] if (quiet := quiet_words(status)) else [])
+    return lines
+
+
+def progress(status: Status) -> list[str]:
+    """What can be counted of the phase: "shards 3/8"."""
+    counts = (("shards", status.shards), ("graphs", status.graphs))
+    return [f"{name} {count.done}/{count.total}" for name, count in counts if count is not None]
+
+
+def steps(status: Status) -> str:
+    """Where it has come to, in words that change in steps: with a clock in them every question would be news."""
+    words = [status.state]
+    if status.state in ("starting", "ready"):
+        words += [f"attempt {status.attempt} on rung {status.rung}"]
+    if status.state == "starting":
+        words += [status.phase, *progress(status)]
+    if status.degraded and status.state == "ready":
+        words += ["degraded"]
+    return plain(", ".join(words))
+
+
+def quiet_words(status: Status) -> str:
+    if status.quiet_s is None:
+        return ""
+    if status.patience_s is None:
+        return f"nothing has moved for {span(status.quiet_s)}"
+    return (
+        f"nothing has moved for {span(status.quiet_s)}; after {span(status.patience_s)} the attempt counts as stalled"
+    )
+
+
+def _gpus(status: Status) -> list[str]:
+    if not status.gpus and status.gpus_unobserved:
+        return [f"not observed: {plain(status.gpus_unobserved)}"]
+    rows = [
+        (
+            gpu.uuid,
+            f"{size(gpu.used_bytes)} used",
+            "" if (busy := gpu.utilisation_percent) is None else f"{busy} % busy",
+        )
+        for gpu in status.gpus
+    ]
+    stale = [f"not observed now: {plain(status.gpus_unobserved)}"] if status.gpus_unobserved else []
+    return columns(rows) + stale
+
+
+def _failures(status: Status, page: Page) -> list[str]:
+    failed = [attempt for attempt in status.attempts if attempt.outcome in FAILURES]
+    if not failed:
+        return []
+    lines = ["", page.paint("Failed attempts:", bold=True)]
+    if hidden := len(failed) - len(failed[-FAILURES_SHOWN:]):
+        lines.append(f"  ({hidden} earlier: mgpuctl attempts)")
+    for attempt in failed[-FAILURES_SHOWN:]:
+        head = f"{attempt.number} on rung {attempt.rung}: {attempt.outcome} in {attempt.phase} after {_lasted(attempt)}"
+        lines += [f"  {page.paint(plain(head), 'red')}"]
+        lines += _diagnosis(attempt, page, indent=4)
+    return lines
+
+
+def _lasted(attempt: AttemptStatus) -> str:
+    ago = "" if attempt.ended_ago_s is None else f", {span(attempt.ended_ago_s)} ago"
+    return f"{span(attempt.duration_s)}{ago}"
+
+
+def _diagnosis(attempt: AttemptStatus, page: Page, *, indent: int) -> list[str]:
+    lines: list[str] = []
+    for label, text in (("cause", attempt.cause), ("what", attempt.summary), ("to do", attempt.advice)):
+        wrapped = page.wrap(text, indent + 7)
+        lines += [f"{' ' * indent}{label if n == 0 else '':<6} {line}" for n, line in enumerate(wrapped)]
+    return lines
+
+
+def _next(status: Status, page: Page) -> list[str]:
+    degraded = status.state == "ready" and status.degraded
+    hints = NEXT_DEGRADED if degraded else NEXT.get(status.state, ())
+    if not hints:
+        return []
+    width = max(len(command) for command, _ in hints)
+    return ["", *(page.paint(f"  {command:<{width}}   {why}", dim=True) for command, why in hints)]
+
+
+def attempts_lines(attempts: Sequence[AttemptStatus], page: Page) -> list[str]:
+    if not attempts:
+        return ["no attempt yet"]
+    rows = [("ATTEMPT", "RUNG", "OUTCOME", "PHASE", "LASTED", "ENDED")]
+    for attempt in attempts:
+        ended = "" if attempt.ended_ago_s is None else f"{span(attempt.ended_ago_s)} ago"
+        lasted = span(attempt.duration_s)
+        rows.append((str(attempt.number), attempt.rung, attempt.outcome, attempt.phase, lasted, ended))
+    head, *table = columns(rows)
+    lines = [page.paint(head, bold=True)]
+    for attempt, row in zip(attempts, table, strict=True):
+        lines += [page.paint(row, "red") if attempt.outcome in FAILURES else row]
+        lines += _diagnosis(attempt, page, indent=9)
+        lines += [f"{' ' * 9}{page.paint('| ' + plain(evidence), dim=True)}" for evidence in attempt.evidence]
+    return lines
+
+
+def ladder_lines(rungs: Sequence[RungStatus], page: Page) -> list[str]:
+    rows = [("", "RUNG", "STANDING", "CHANGES")]
+    current: list[bool] = []
+    for number, rung in enumerate(rungs, start=1):
+        changes = rung.changes or ("the settings as configured",)
+        cells = [(str(number), rung.name, rung.standing, changes[0]), *(("", "", "", more) for more in changes[1:])]
+        cells += [("", "", "", f"costs: {rung.cost}")] if rung.cost else []
+        rows += cells
+        current += [rung.standing == "current"] * len(cells)
+    head, *table = columns(rows)
+    return [
+        page.paint(head, bold=True),
+        *(page.paint(row, bold=True) if now else row for row, now in zip(table, current, strict=True)),
+    ]
+
+
+def _field(label: str, values: Sequence[str]) -> list[str]:
+    """systemctl's way: labels end at one column, further values stand below the first; no value, no line."""
+    return [f"{label if n == 0 else '':>{LABEL}}{':' if n == 0 else ' '} {value}" for n, value in enumerate(values)]
+
+
+def _plural(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"

@@ -1,0 +1,114 @@
+"""mgpuctl: asks the daemon over its control socket. Each verb is a module of this package, imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import cast
+
+import click
+
+from mgpu_llm.control_api import DEFAULT_RUNTIME_DIR, SOCKET_NAME
+from mgpu_llm.ctl import exits
+from mgpu_llm.ctl.client import Client, Failure
+from mgpu_llm.ctl.words import plain
+
+VERBS = ("status", "attempts", "ladder", "logs", "start", "stop", "restart")
+
+EXIT_CODES = """\b
+Exit codes:
+  0  done; status: the model is served
+  1  status: not served yet, but the daemon works on it
+  2  the command line is wrong
+  3  no daemon answers on the socket
+  4  not allowed to use the socket
+  5  no answer in 5 s, or not one of a mgpud
+  6  the engine is stopped (status, --wait)
+  7  the engine has failed, the daemon gave up (status, --wait)
+  8  the daemon refused, or the result could not be written"""
+
+
+class Verbs(click.Group):
+    """Imports a verb only when it is called: `mgpuctl status` is asked by scripts in loops and must be quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name in VERBS:
+            return cast(click.Command, importlib.import_module(f"mgpu_llm.ctl.{name}").command)
+        if ctx.resilient_parsing or name.startswith("-"):
+            return None
+        close = get_close_matches(name, VERBS, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(VERBS)}"
+        return ctx.fail(f"no verb {name!r}; {hint}")
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            return _reader_left()
+        return result
+
+
+@click.group(cls=Verbs, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--socket",
+    envvar="MGPU_LLM_SOCKET",
+    default=str(Path(DEFAULT_RUNTIME_DIR) / SOCKET_NAME),
+    show_default=True,
+    show_envvar=True,
+    metavar="PATH",
+    help="Where the daemon listens.",
+)
+@click.version_option(package_name="mgpu-llm", prog_name="mgpuctl")
+@click.pass_context
+def cli(ctx: click.Context, socket: str) -> None:
+    """Ask and steer the mgpu-llm daemon."""
+    ctx.obj = Client(socket)
+
+
+def main() -> int:
+    """Runs mgpuctl and returns its exit code. Nothing that goes wrong here or in the daemon shows a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A model's name may hold characters that this terminal's encoding lacks.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        result = cli.main(prog_name="mgpuctl", standalone_mode=False)
+    except Failure as failure:
+        return _said(plain(failure.message), failure.code)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return exits.INTERRUPTED
+    except OSError as error:
+        return _said(f"cannot write the result: {error.strerror or error}", exits.REFUSED)
+    except Exception as error:  # noqa: BLE001 - a fault of ours must reach an operator as one line too
+        return _said(f"a fault in mgpuctl itself: {type(error).__name__}: {error}; please report it", exits.FAULT)
+    return result if isinstance(result, int) else exits.DONE
+
+
+def _said(message: str, code: int) -> int:
+    click.echo(f"mgpuctl: {message}", err=True)
+    _drop_stdout()
+    return code
+
+
+def _reader_left() -> int:
+    """`mgpuctl status | head -1`: end as every filter does, without a word."""
+    _drop_stdout()
+    return exits.READER_LEFT
+
+
+def _drop_stdout() -> None:
+    """What is still buffered cannot be written; the interpreter would try once more at its end and complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

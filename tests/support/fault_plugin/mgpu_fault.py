@@ -1,0 +1,88 @@
+"""A vLLM plugin that breaks a healthy engine on purpose, so that a supervisor can be tried on a real one.
+
+vLLM loads it in every engine process (entry point group "vllm.general_plugins"); it does nothing unless MGPU_FAULT is set:
+
+p2p-hang         The fabric drops what one rank writes into another's memory: in the first collective of the tensor parallel
+                 group every rank spins on a flag in its own memory that only the peer's write would raise. NCCL_P2P_DISABLE=1
+                 cures it.
+rank-missing     The last rank sleeps before that collective, so the others wait in it, idle. NCCL_P2P_DISABLE=1 cures it.
+exit-in-weights  Loading the weights runs out of CUDA memory unless --gpu-memory-utilization is 0.8 or less.
+
+Made for vLLM 0.32.0 on CPU, where the first collective of the tensor parallel group is made by
+CpuCommunicator._all_group_ranks_share_shm_group_name, as PyNcclCommunicator.__init__ makes it on GPUs: inside
+ensure_model_parallel_initialized, before the line "rank 0 in world size 2 is assigned as".
+"""
+
+import ctypes
+import importlib
+import os
+import signal
+from typing import Any
+
+MEMORY_CURED_AT = 0.8
+
+
+def register() -> None:
+    """Arm the fault that MGPU_FAULT names in this process. Called by vLLM; raises ValueError for an unknown name."""
+    fault = os.environ.get("MGPU_FAULT", "")
+    if not fault:
+        return
+    if fault == "exit-in-weights":
+        _run_out_of_memory_in_weights()
+    elif fault in ("p2p-hang", "rank-missing"):
+        if os.environ.get("NCCL_P2P_DISABLE") != "1":
+            _break_first_collective(fault)
+    else:
+        raise ValueError(
+            f"cannot break vLLM: MGPU_FAULT is '{fault}', not 'p2p-hang', 'rank-missing' or 'exit-in-weights'"
+        )
+
+
+def _break_first_collective(fault: str) -> None:
+    # vllm and torch are imported by name: this file is checked and read where neither is installed.
+    module = importlib.import_module("vllm.distributed.device_communicators.cpu_communicator")
+    healthy = module.CpuCommunicator._all_group_ranks_share_shm_group_name
+
+    def first_collective(communicator: Any) -> bool:
+        if fault == "p2p-hang":
+            _spin_for_ever()
+        elif communicator.rank_in_group == communicator.world_size - 1:
+            _sleep_for_ever()
+        return bool(healthy(communicator))
+
+    module.CpuCommunicator._all_group_ranks_share_shm_group_name = first_collective
+
+
+def _spin_for_ever() -> None:
+    """Spin in C without the interpreter's lock: the stack stands still, a core is busy, and Python never sees a signal."""
+    os.nice(19)  # a real spin takes a core of its own; on a small machine this one leaves it to whoever needs it
+    libc = ctypes.CDLL(None)
+    flag = ctypes.c_int()
+    libc.pthread_spin_init(ctypes.byref(flag), 0)
+    libc.pthread_spin_lock(ctypes.byref(flag))
+    libc.pthread_spin_lock(ctypes.byref(flag))
+
+
+def _sleep_for_ever() -> None:
+    """Sleep in C with every signal held back, so that only SIGKILL ends it."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    while True:
+        ctypes.CDLL(None).pause()
+
+
+def _run_out_of_memory_in_weights() -> None:
+    loader = importlib.import_module("vllm.model_executor.model_loader.default_loader").DefaultModelLoader
+    config = importlib.import_module("vllm.config")
+    torch = importlib.import_module("torch")
+    healthy = loader.load_weights
+
+    def load_weights(self: Any, model: Any, model_config: Any) -> None:
+        healthy(self, model, model_config)
+        utilization = config.get_current_vllm_config().cache_config.gpu_memory_utilization
+        if utilization > MEMORY_CURED_AT:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.15 GiB"
+                " of which 3.31 GiB is free."
+            )
+
+    loader.load_weights = load_weights
