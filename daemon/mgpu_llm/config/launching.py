@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from mgpu_llm.config import engine_args as options
-from mgpu_llm.config.model import local_path
+from mgpu_llm.config.model import expanded, local_path
 from mgpu_llm.config.schema import Config, EngineSettings
 from mgpu_llm.core import ladder
 from mgpu_llm.core.engine_log import Phase
@@ -101,7 +101,7 @@ def to_patience(config: Config) -> dict[Phase, float]:
 
 def _program(name: str, search: str) -> str:
     """The absolute path of a program. Links stay: a virtual environment's Python is one, and is nothing without."""
-    if found := shutil.which(Path(name).expanduser() if name.startswith("~") else name, path=search):
+    if found := shutil.which(str(expanded(name)) if name.startswith("~") else name, path=search):
         return str(Path(found).absolute())
     if "/" not in name:
         raise FileNotFoundError(f'no program "{name}" on the PATH "{search}"')

@@ -33,12 +33,15 @@ _NESTED: Final = ("text_config", "llm_config", "language_config", "thinker_confi
 
 def local_path(path: str) -> Path | None:
     """The absolute local path that `path` means, None for a hub id, a URL or the like. It need not exist."""
-    if path.startswith("~"):
-        try:
-            return Path(path).expanduser()
-        except RuntimeError:  # no such user, or a user without a home
-            return Path(path).absolute()
-    return Path(path).absolute() if path.startswith(("/", ".")) or _exists(path) else None
+    return expanded(path).absolute() if path.startswith(("/", ".", "~")) or _exists(path) else None
+
+
+def expanded(path: str) -> Path:
+    """With the home folder for a leading "~", as written where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def _exists(path: str) -> bool:
