@@ -2,7 +2,7 @@
 
 Run as a script with vLLM's arguments (`COMMAND`, then the model and options); it starts in about 0.1 s. An API server,
 an EngineCore and one worker per tensor-parallel rank print what a recorded vLLM printed (tests/data/fake_engine), move
-memory and reads while they load, hold a psm_* file in /dev/shm, and then answer HTTP on --host and --port:
+memory and reads while they load, hold a psm_fake<port>_* file in /dev/shm, and then answer HTTP on --host and --port:
 /health, /v1/models, /v1/completions, /v1/embeddings, /metrics (see fake_engine_http). As vLLM does, it binds the port at
 once and listens only when loaded, swallows the first SIGTERM of a load and dies of SIGINT by the second, ends with 0 on
 SIGTERM while serving, with 1 when a process dies during the load and with 0 when one dies while serving; and when the
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import mmap
 import os
 import signal
 import socket
@@ -117,7 +118,7 @@ class Core(Process):
 
     def run(self) -> NoReturn:
         name_process("VLLM::EngineCore")
-        self.memory = Path("/dev/shm") / f"psm_{os.urandom(4).hex()}"
+        self.memory = Path("/dev/shm") / f"psm_fake{self.args.port}_{os.urandom(4).hex()}"
         descriptor = os.open(self.memory, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)  # the workers hold it as well
         os.ftruncate(descriptor, MB)
         self.workers: list[int] = []
@@ -243,7 +244,7 @@ def main() -> NoReturn:
     started = time.monotonic()
     args = parse_args(sys.argv[1:])
     scenario = parse_scenario(os.environ.get("FAKE_ENGINE", ""), args)
-    ApiServer(Setup(args, scenario, started)).run()
+    ApiServer(Setup(args, scenario, started, mmap.mmap(-1, 4))).run()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import mmap
 import os
 import signal
 import sys
@@ -27,9 +28,12 @@ class Line(NamedTuple):
 
 
 class Setup(NamedTuple):
+    """`turns` is shared by all processes: the number of the line whose turn it is, so that all keep the script's order."""
+
     args: argparse.Namespace
     scenario: Scenario
     started: float
+    turns: mmap.mmap
 
 
 def script(log: str, model: str) -> list[Line]:
@@ -51,7 +55,8 @@ class Process:
         self.args = setup.args
         self.scenario = setup.scenario
         self.faults = setup.scenario.faults
-        self.script = script(setup.scenario.options["log"], setup.args.model)
+        lines = script(setup.scenario.options["log"], setup.args.model)
+        self.script = [line for line in lines if line.who != "w1" or setup.args.tensor_parallel_size > 1]
         self.scale = float(setup.scenario.options["load_s"]) / self.script[-1].at_s
         self.stop_s = self._stop_s()
         self.loaded: list[bytes] = []
@@ -77,22 +82,27 @@ class Process:
 
     def load(self, who: str, tick: Callable[[], None]) -> bool:
         """Goes through its part of the script; False when the scenario stops it on the way."""
-        for line in self.script:
+        for number, line in enumerate(self.script):
             if line.at_s > self.stop_s:
-                self.wait_until(self.stop_s, tick)
+                self.wait_for(number, self.stop_s, tick)
                 return False
             if line.who == who:
-                self.wait_until(line.at_s, tick)
+                self.wait_for(number, line.at_s, tick)
                 self.say(line.text, line.name)
+                self.setup.turns[:4] = (number + 1).to_bytes(4, "little")
                 if who.startswith("w") and ("shards" in line.text or "Model loading" in line.text):
                     self.read_weights()
-        self.wait_until(self.script[-1].at_s, tick)
+        self.wait_for(len(self.script), self.script[-1].at_s, tick)
         return True
 
-    def wait_until(self, at_s: float, tick: Callable[[], None]) -> None:
+    def wait_for(self, number: int, at_s: float, tick: Callable[[], None]) -> None:
+        """Until it is `at_s` in the script, and everything before line `number` has been said."""
         while (left_s := self.setup.started + at_s * self.scale - time.monotonic()) > 0:
             tick()
             time.sleep(min(left_s, 0.05))
+        while int.from_bytes(self.setup.turns[:4], "little") < number:
+            tick()
+            time.sleep(0.002)
 
     def read_weights(self) -> None:
         with Path(sys.executable).resolve().open("rb") as file:

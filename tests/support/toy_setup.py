@@ -37,7 +37,7 @@ class Setup:
     folder: Path
     port: int
     env: Mapping[str, str] = field(default_factory=dict)
-    tensor_parallel: int = 2
+    args: tuple[str, ...] = ()
 
     @property
     def config_file(self) -> Path:
@@ -58,10 +58,10 @@ class Setup:
     def write(self) -> Path:
         """Write the config file and return its path."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.config_file.write_text(self.toml(), encoding="utf-8")
+        self.config_file.write_text(self.toml(self.runtime_dir), encoding="utf-8")
         return self.config_file
 
-    def toml(self) -> str:
+    def toml(self, runtime_dir: Path) -> str:
         env = "\n".join(f"{name} = {json.dumps(value)}" for name, value in {**ENGINE_ENV, **self.env}.items())
         return f"""\
 [model]
@@ -71,18 +71,17 @@ served_name = "toy"
 [engine]
 python = {json.dumps(str(ENGINE_PYTHON))}
 port = {self.port}
-args = {json.dumps(ENGINE_ARGS)}
+args = {json.dumps([*ENGINE_ARGS, *self.args])}
 
 [engine.env]
 {env}
 
 [gpus]
 use = "none"
-tensor_parallel = {self.tensor_parallel}
+tensor_parallel = 2
 
 [daemon]
-runtime_dir = {json.dumps(str(self.runtime_dir))}
-state_dir = {json.dumps(str(self.folder / "state"))}
+runtime_dir = {json.dumps(str(runtime_dir))}
 """
 
 
