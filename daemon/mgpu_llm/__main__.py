@@ -158,6 +158,7 @@ async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console) -> E
         notifier=notifier,
         console=console,
         watchdog_interval_s=watchdog_interval_s(os.environ),
+        engine_socket=Path(plan.endpoint.uds) if plan.endpoint.uds else None,
     )
     runner = Runner(plan.policy, plan.server, plan.identity, os.environ, clock, events, outside)
     async with control_socket.serving(runtime_dir, runner):

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, assert_never
 
 import structlog
@@ -23,6 +24,7 @@ from mgpu_llm.core.effects import (
     Exit,
     ExtendTimeout,
     KillEngine,
+    Level,
     NotifyReady,
     NotifyStopping,
     ProbeCompletion,
@@ -62,6 +64,8 @@ class Outside:
     notifier: SystemdNotifier
     console: Console
     watchdog_interval_s: float | None
+    #: The Unix socket on which the engine listens, if it does: vLLM does not remove one that a killed engine left.
+    engine_socket: Path | None = None
 
 
 class Runner:
@@ -150,7 +154,9 @@ class Runner:
     def _retell(self, event: Event) -> None:
         if isinstance(event, LineRead):
             line = engine_log.parse(event.text)
-            journal.engine_line(line.process, line.message, line.level)
+            # Our own probes, every few seconds for months, would bury everything else.
+            level = Level.DEBUG if engine_log.is_chatter(line.message) else line.level
+            journal.engine_line(line.process, line.message, level)
 
     async def _carry_out(self, effect: Effect) -> None:
         outside = self._outside
@@ -185,7 +191,9 @@ class Runner:
         await outside.observer.remember(visible)
         argv = launch.argv(self._server, effect.launch)
         environment = launch.environment(self._environment, effect.launch)
-        log.debug("engine.command", attempt=effect.attempt, argv=argv)
+        log.info("engine.command", attempt=effect.attempt, argv=launch.shown(argv))
+        if outside.engine_socket is not None:
+            outside.engine_socket.unlink(missing_ok=True)
         await outside.engine.spawn(effect.attempt, argv, environment)
         watching = outside.observer.watch(effect.attempt, visible, outside.engine.sample, self._loading)
         self._watch = self._start(watching)

@@ -1,6 +1,6 @@
 """How the daemon's log lines look, by who reads them: the journal, a person at a terminal, or a file.
 
-    journal    <6>attempt.started attempt=2 rung=p2p-off
+    journal    <5>attempt.started attempt=2 rung=p2p-off
     terminal   13:50:01 attempt.started attempt=2 rung=p2p-off                  (in colour)
     file       2025-11-23 13:50:01 info attempt.started attempt=2 rung=p2p-off
     engine     engine[Worker_TP1] Loading weights took 0.3 seconds
@@ -21,6 +21,8 @@ import structlog
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 #: The <N> of sd-daemon(3): syslog's numbers.
 PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+#: What the daemon itself has to say stands above the engine's small talk: `journalctl -p notice` tells the story.
+NOTICE = 5
 COLOUR = {"debug": "\x1b[2m", "info": "\x1b[36m", "warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
 DIM, BOLD, RESET = "\x1b[2m", "\x1b[1m", "\x1b[0m"
 #: The facts of an engine line; no other record has a fact of this name.
@@ -79,7 +81,8 @@ def _form(environ: Mapping[str, str], stream: TextIO) -> tuple[Renderer, str]:
 
 
 def _for_journal(_: object, __: str, record: Record) -> str:
-    return f"<{PRIORITY[record.pop('level')]}>{_told(record)}"
+    level = record.pop("level")
+    return f"<{NOTICE if level == 'info' and ENGINE not in record else PRIORITY[level]}>{_told(record)}"
 
 
 def _for_file(_: object, __: str, record: Record) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 #: Variables that belong to the supervisor and must never reach the engine: an engine that holds NOTIFY_SOCKET could
 #: answer systemd in our place, and the others describe the daemon's own life.
 WITHHELD = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"})
+
+
+SECRET: Final = re.compile(r"--?[\w-]*(?:api[-_]key|token|secret|password)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,19 @@ def argv(server: Server, launch: Launch) -> tuple[str, ...]:
     if server.port is not None:
         parts += ["--port", str(server.port)]
     return (*parts, *launch.args)
+
+
+def shown(argv: Sequence[str]) -> str:
+    """The command line as it may be logged: quoted for a shell, the values of options that name a secret left out."""
+    words, hiding = list[str](), False
+    for word in argv:
+        option, _, value = word.partition("=")
+        if word.startswith("-"):
+            hiding = SECRET.fullmatch(option) is not None
+            words.append(f"{option}=..." if hiding and value else word)
+        else:
+            words.append("..." if hiding else word)
+    return shlex.join(words)
 
 
 def environment(inherited: Mapping[str, str], launch: Launch) -> dict[str, str]:

@@ -67,7 +67,8 @@ class Mark:
 class Progress:
     """The heartbeat's whole memory of one attempt. `moved` maps each signal to when it last moved.
 
-    `quiet_s` is the observed time since anything moved. `busy` maps a pid to the share of one core that it used lately.
+    `quiet_s` is the observed time since anything moved. `resting` is the sample with which that quiet began, and `busy`
+    maps a pid to the share of one core that it has used since.
     """
 
     started_at: float
@@ -84,6 +85,8 @@ class Progress:
     marks: Mapping[str, Mark] = field(default_factory=dict)
     totals: Mapping[str, float] = field(default_factory=dict)
     processes: Mapping[tuple[int, int], ProcessSample] = field(default_factory=dict)
+    resting: Mapping[tuple[int, int], ProcessSample] = field(default_factory=dict)
+    resting_at: float = 0.0
     busy: Mapping[int, float] = field(default_factory=dict)
     sampled_at: float | None = None
     gpus: tuple[GpuSample, ...] = ()
@@ -141,7 +144,9 @@ def after_processes(progress: Progress, event: ProcessesSampled) -> Progress:
         ),
     }
     elapsed_s = event.at - progress.sampled_at if progress.sampled_at is not None else 0.0
-    busy = {b.pid: (b.cpu_s - a.cpu_s) / elapsed_s for a, b in pairs} if elapsed_s > 0 else {}
+    moved_since = progress.quiet_s == 0.0
+    resting = before if moved_since else progress.resting
+    resting_at = progress.sampled_at if moved_since and progress.sampled_at is not None else progress.resting_at
     moved, marks = _measured(progress.marks, totals, event.at)
     if born:
         moved = moved | {"processes"}
@@ -149,7 +154,9 @@ def after_processes(progress: Progress, event: ProcessesSampled) -> Progress:
     changed = replace(
         progress,
         processes=now,
-        busy=busy,
+        resting=resting,
+        resting_at=resting_at,
+        busy=_shares(resting, now, event.at - resting_at),
         totals=totals,
         marks=marks,
         sampled_at=event.at,
@@ -193,6 +200,14 @@ def _grown(progress: Progress, signal: str, pairs: Iterable[tuple[float | None, 
         if before is not None and now is not None and now > before:
             total += now - before
     return total
+
+
+def _shares(
+    before: Mapping[tuple[int, int], ProcessSample], now: Mapping[tuple[int, int], ProcessSample], elapsed_s: float
+) -> dict[int, float]:
+    if elapsed_s <= 0:
+        return {}
+    return {key[0]: (sample.cpu_s - before[key].cpu_s) / elapsed_s for key, sample in now.items() if key in before}
 
 
 def _with_movement(progress: Progress, at: float, moved: set[str]) -> Progress:

@@ -23,8 +23,8 @@ DEFAULT_PATIENCE_S: Final[Mapping[Phase, float]] = {
 }
 #: Without GPU memory one signal of the heartbeat is missing; what it would have shown may still be happening.
 UNOBSERVED_GPU_FACTOR: Final = 3.0
-#: A process uses a core for itself from this share on.
-SPINNING: Final = 0.8
+#: A process spins from this share of a core on, taken over the whole quiet. On a busy host it may not get a whole one.
+SPINNING: Final = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,13 +98,11 @@ def _after_line(state: Starting, event: LineRead) -> Outcome:
 
 
 def _after_sample(state: Starting, event: ProcessesSampled | GpusSampled | GpusUnobserved) -> Step:
-    match event:
-        case ProcessesSampled():
-            return replace(state, progress=progress.after_processes(state.progress, event)), ()
-        case GpusSampled():
-            return replace(state, progress=progress.after_gpus(state.progress, event)), ()
-        case GpusUnobserved():
-            return _after_gpus_unobserved(state, event)
+    if isinstance(event, ProcessesSampled):
+        return replace(state, progress=progress.after_processes(state.progress, event)), ()
+    if isinstance(event, GpusSampled):
+        return replace(state, progress=progress.after_gpus(state.progress, event)), ()
+    return _after_gpus_unobserved(state, event)
 
 
 def _after_gpus_unobserved(state: Starting, event: GpusUnobserved) -> Step:

@@ -6,7 +6,6 @@ import importlib
 import io
 import os
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
 
@@ -43,6 +42,8 @@ class Verbs(click.Group):
             return cast(click.Command, importlib.import_module(f"mgpu_llm.ctl.{name}").command)
         if ctx.resilient_parsing or name.startswith("-"):
             return None
+        from difflib import get_close_matches  # for a mistake only; a status need not wait for it
+
         close = get_close_matches(name, VERBS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(VERBS)}"
         return ctx.fail(f"no verb {name!r}; {hint}")

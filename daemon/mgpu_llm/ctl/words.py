@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -40,7 +39,7 @@ def page() -> Page:
     if not sys.stdout.isatty():
         return Page(colour=False, width=None, bullet=bullet)
     colour = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return Page(colour=colour, width=min(shutil.get_terminal_size().columns, 120), bullet=bullet)
+    return Page(colour=colour, width=min(os.get_terminal_size(sys.stdout.fileno()).columns or 80, 120), bullet=bullet)
 
 
 def plain(text: str) -> str:

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import asyncio
+import grp
+import http.client
+import json
+import os
+import pwd
+import socket
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mgpu_llm.adapters.control_socket import serving
+from mgpu_llm.control_api import rung_from_json, status_from_json
+from tests.ctl.daemons import DEADLINE_S, SampleBackend, daemon
+from tests.ctl.samples import RUNGS, SERVING, STATES
+
+
+class Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=DEADLINE_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(str(self._path))
+
+
+def ask(path: Path, method: str, target: str, body: bytes | None = None) -> tuple[int, Any]:
+    connection = Connection(path)
+    try:
+        connection.request(method, target, body)
+        response = connection.getresponse()
+        assert response.headers["Content-Type"] == "application/json; charset=utf-8"
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_each_status_comes_back_as_it_went_in(tmp_path: Path, state: str) -> None:
+    with daemon(tmp_path, SampleBackend(STATES[state])) as path:
+        code, document = ask(path, "GET", "/v1/status")
+    assert (code, status_from_json(document)) == (200, STATES[state])
+
+
+def test_the_ladder_comes_back_as_it_went_in(tmp_path: Path) -> None:
+    with daemon(tmp_path, SampleBackend()) as path:
+        code, document = ask(path, "GET", "/v1/ladder")
+    assert (code, tuple(rung_from_json(rung) for rung in document["rungs"])) == (200, RUNGS)
+
+
+def test_the_engines_last_lines_are_as_many_as_asked_for(tmp_path: Path) -> None:
+    backend = SampleBackend()
+    backend.lines = tuple(str(n) for n in range(80))
+    with daemon(tmp_path, backend) as path:
+        assert ask(path, "GET", "/v1/logs?lines=3") == (200, {"lines": ["77", "78", "79"]})
+        assert len(ask(path, "GET", "/v1/logs")[1]["lines"]) == 50
+
+
+@pytest.mark.parametrize("lines", ["0", "-1", "x", "", "10001", "9" * 5000, "1e3", "٣"])
+def test_a_number_of_lines_that_is_none_is_refused_with_what_would_be_right(tmp_path: Path, lines: str) -> None:
+    with daemon(tmp_path, SampleBackend()) as path:
+        code, document = ask(path, "GET", f"/v1/logs?lines={lines.encode().hex() if not lines.isascii() else lines}")
+    assert code == 400
+    assert "a number from 1 to 10000 is needed" in document["error"]
+
+
+@pytest.mark.parametrize("verb", ["start", "stop", "restart"])
+def test_a_request_reaches_the_daemon_with_the_uid_name_and_pid_of_who_asked(tmp_path: Path, verb: str) -> None:
+    backend = SampleBackend()
+    with daemon(tmp_path, backend) as path:
+        assert ask(path, "POST", f"/v1/{verb}") == (200, {"accepted": True, "message": f"{verb} accepted"})
+    name = pwd.getpwuid(os.getuid()).pw_name
+    assert backend.asked == [(verb, f"uid {os.getuid()} ({name}), pid {os.getpid()}")]
+
+
+def test_a_request_by_get_changes_nothing(tmp_path: Path) -> None:
+    backend = SampleBackend()
+    with daemon(tmp_path, backend) as path:
+        code, document = ask(path, "GET", "/v1/stop")
+    assert (code, document) == (405, {"error": "cannot GET '/v1/stop': only POST"})
+    assert backend.asked == []
+
+
+def test_a_refusal_is_a_409_in_the_daemons_words(tmp_path: Path) -> None:
+    backend = SampleBackend()
+    backend.refusal = "cannot stop: it is ending already"
+    with daemon(tmp_path, backend) as path:
+        assert ask(path, "POST", "/v1/stop") == (409, {"error": "cannot stop: it is ending already"})
+
+
+def test_an_unknown_path_is_a_404_with_a_reason(tmp_path: Path) -> None:
+    with daemon(tmp_path, SampleBackend()) as path:
+        code, document = ask(path, "GET", "/v2/status")
+    assert (code, document) == (404, {"error": "cannot GET '/v2/status': there is no such path"})
+
+
+def test_a_body_over_the_limit_is_refused_and_asks_for_nothing(tmp_path: Path) -> None:
+    backend = SampleBackend()
+    with daemon(tmp_path, backend) as path:
+        code, document = ask(path, "POST", "/v1/stop", b"x" * 100_000)
+    assert code == 413
+    assert "error" in document
+    assert backend.asked == []
+
+
+class FaultyBackend(SampleBackend):
+    def engine_lines(self, count: int) -> tuple[str, ...]:
+        raise ZeroDivisionError(f"secret detail {count}")
+
+
+def test_a_fault_in_one_answer_is_a_500_without_detail_and_costs_no_other(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with daemon(tmp_path, FaultyBackend(SERVING)) as path:
+        code, document = ask(path, "GET", "/v1/logs")
+        assert ask(path, "GET", "/v1/status")[0] == 200
+    assert code == 500
+    assert "secret" not in document["error"]
+    said = capfd.readouterr()
+    assert "control.answer.failed" in said.out + said.err
+    assert "ZeroDivisionError: secret detail" in said.out + said.err
+
+
+def test_words_that_are_no_http_are_refused_and_the_next_client_is_served(tmp_path: Path) -> None:
+    with daemon(tmp_path, SampleBackend()) as path:
+        with socket.socket(socket.AF_UNIX) as rude:
+            rude.settimeout(DEADLINE_S)
+            rude.connect(str(path))
+            rude.sendall(b"\x00\x01 hello\r\n\r\n")
+            assert b" 400 " in rude.recv(65536)
+        assert ask(path, "GET", "/v1/status")[0] == 200
+
+
+def test_the_socket_is_open_to_its_owner_and_group_only(tmp_path: Path) -> None:
+    with daemon(tmp_path, SampleBackend()) as path:
+        found = path.stat()
+        assert stat.S_ISSOCK(found.st_mode)
+        assert stat.S_IMODE(found.st_mode) == 0o660
+        assert [entry.name for entry in tmp_path.iterdir()] == ["control.sock"]
+
+
+async def _group_of_socket(runtime_dir: Path, group: str) -> int:
+    async with serving(runtime_dir, SampleBackend(), group=group) as path:
+        return path.stat().st_gid
+
+
+def test_the_socket_is_given_to_its_group_where_that_is_allowed(tmp_path: Path) -> None:
+    # Root may give to any group; anybody else to those they are in, of which the last differs from the default.
+    others = [entry.gr_gid for entry in grp.getgrall()] if os.getuid() == 0 else os.getgroups()
+    gid = others[-1]
+    assert asyncio.run(_group_of_socket(tmp_path, grp.getgrgid(gid).gr_name)) == gid
+
+
+def test_without_the_group_the_socket_stays_with_the_daemons_own(tmp_path: Path) -> None:
+    assert asyncio.run(_group_of_socket(tmp_path, "no-such-group-here")) == tmp_path.stat().st_gid
+
+
+def test_the_socket_of_a_dead_daemon_is_replaced_and_ours_is_removed_at_the_end(tmp_path: Path) -> None:
+    for name in ("control.sock", "control.sock.new"):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(tmp_path / name))
+    with daemon(tmp_path, SampleBackend()) as path:
+        assert ask(path, "GET", "/v1/status")[0] == 200
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("folder", "why"), [("missing", "No such file"), ("x" * 120, "AF_UNIX path too long")])
+def test_a_folder_that_cannot_take_a_socket_is_named_with_the_reason(tmp_path: Path, folder: str, why: str) -> None:
+    with pytest.raises(OSError, match=f"cannot listen on '{tmp_path}/{folder}/control.sock': {why}"):
+        asyncio.run(_group_of_socket(tmp_path / folder, "no-such-group-here"))
+
+
+def test_an_end_does_not_wait_for_clients_that_keep_their_connection(tmp_path: Path) -> None:
+    idle = threading.Event()
+    with daemon(tmp_path, SampleBackend()) as path:
+        connection = Connection(path)
+        connection.request("GET", "/v1/status")
+        assert connection.getresponse().read()
+        idle.set()
+    # daemon() has joined its thread within the deadline, or the next server could not be told from the old one
+    assert idle.is_set()
+    assert not path.exists()
+    connection.close()

@@ -1,0 +1,145 @@
+"""Daemons for mgpuctl to talk to: a real control server in a thread, and things that are no daemon at all."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import mgpu_llm
+from mgpu_llm.adapters.control_socket import RefusedError, serving
+from mgpu_llm.core.status import RungStatus, Status
+from tests.ctl.samples import RUNGS, STARTING
+
+DEADLINE_S = 60.0
+
+
+class SampleBackend:
+    """Says what it was told to say; `then` holds the statuses that follow a request, one for each question."""
+
+    def __init__(self, now: Status = STARTING) -> None:
+        self.now = now
+        self.then: list[Status] = []
+        self.lines: tuple[str, ...] = ()
+        self.asked: list[tuple[str, str]] = []
+        self.refusal = ""
+        self.questions = 0
+        self._requested = False
+
+    def status(self) -> Status:
+        self.questions += 1
+        if self._requested and self.then:
+            self.now = self.then.pop(0)
+        return self.now
+
+    def rungs(self) -> tuple[RungStatus, ...]:
+        return RUNGS
+
+    def engine_lines(self, count: int) -> tuple[str, ...]:
+        return self.lines[-count:]
+
+    def request(self, verb: str, by: str) -> str:
+        if self.refusal:
+            raise RefusedError(self.refusal)
+        self.asked.append((verb, by))
+        self._requested = True
+        return f"{verb} accepted"
+
+
+@contextmanager
+def daemon(runtime_dir: Path, backend: SampleBackend) -> Iterator[Path]:
+    """The control server that the daemon has, on its own loop in a thread; gives the socket's path."""
+    loop = asyncio.new_event_loop()
+    up, over = threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        async with serving(runtime_dir, backend):
+            up.set()
+            await over.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    try:
+        assert up.wait(DEADLINE_S)
+        yield runtime_dir / "control.sock"
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join(DEADLINE_S)
+        loop.close()
+
+
+@contextmanager
+def foreign(path: Path, answer: Callable[[socket.socket], None]) -> Iterator[Path]:
+    """Something that listens and is no mgpud: `answer` is given each connection, which is closed afterwards."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    try:
+                        answer(connection)
+                    except OSError:
+                        continue  # the client hung up first
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield path
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(DEADLINE_S)
+
+
+def says(reply: bytes) -> Callable[[socket.socket], None]:
+    def answer(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(reply)
+
+    return answer
+
+
+def http_reply(body: bytes, status: str = "200 OK") -> bytes:
+    return b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status.encode(), len(body), body)
+
+
+def command(*args: str) -> Sequence[str]:
+    return (sys.executable, "-m", "mgpu_llm.ctl", *args)
+
+
+def environment(**more: str) -> Mapping[str, str]:
+    # An unbuffered Python takes a short write for a whole one, and would not notice that its reader left.
+    ours = ("NO_COLOR", "MGPU_LLM_SOCKET", "PYTHONUNBUFFERED")
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    return {**kept, "PYTHONPATH": str(Path(mgpu_llm.__file__).parents[1]), "TERM": "xterm", **more}
+
+
+def mgpuctl(socket_path: Path, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command("--socket", str(socket_path), *args),
+        env=environment(**env),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE_S,
+    )
+
+
+def wait_for(met: Callable[[], bool], what: str) -> None:
+    """Polls until it is so; AssertionError naming `what` if it never is."""
+    ends = time.monotonic() + DEADLINE_S
+    while not met():
+        assert time.monotonic() < ends, f"never came: {what}"
+        time.sleep(0.02)

@@ -1,0 +1,117 @@
+"""A status for each state, as a daemon on two GPUs would give it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from mgpu_llm.core.status import AttemptStatus, Count, GpuStatus, RungStatus, Status
+
+GPUS = (
+    GpuStatus(uuid="GPU-11111111-aaaa", used_bytes=2 * 2**30, utilisation_percent=100),
+    GpuStatus(uuid="GPU-22222222-bbbb", used_bytes=3 * 2**29, utilisation_percent=None),
+)
+STALLED = AttemptStatus(
+    number=1,
+    rung="base",
+    outcome="stalled",
+    phase="distributed-init",
+    duration_s=69.2,
+    ended_ago_s=130.0,
+    cause="stalled-distributed-init",
+    summary="both GPUs spin in the first all-reduce and nothing else moves",
+    advice="check the ACS setting of the PCIe switch",
+    evidence=("vLLM is using nccl==2.28.9", "GPU-11111111-aaaa: 100 % busy at 125 W"),
+)
+RUNNING = AttemptStatus(
+    number=2,
+    rung="p2p-off",
+    outcome="running",
+    phase="weights",
+    duration_s=41.0,
+    ended_ago_s=None,
+    cause="",
+    summary="",
+    advice="",
+    evidence=(),
+)
+STARTING = Status(
+    state="starting",
+    headline="loading weights, 3/8 shards (attempt 2 on rung p2p-off)",
+    version="0.1.0",
+    model="Qwen/Qwen2.5-72B-Instruct",
+    url="http://127.0.0.1:8000",
+    pid=4711,
+    attempt=2,
+    rung="p2p-off",
+    degraded=False,
+    changes=("NCCL_P2P_DISABLE=1", "--disable-custom-all-reduce"),
+    cost="all-reduce runs through host memory, at a tenth of the bandwidth",
+    phase="weights",
+    elapsed_s=41.0,
+    quiet_s=2.25,
+    patience_s=20.0,
+    shards=Count(done=3, total=8),
+    graphs=None,
+    gpus=GPUS,
+    gpus_unobserved="",
+    retry_in_s=None,
+    processes=4,
+    lines_dropped=0,
+    attempts=(STALLED, RUNNING),
+)
+SERVING = replace(
+    STARTING,
+    state="ready",
+    headline="serving, degraded (attempt 2 on rung p2p-off)",
+    degraded=True,
+    phase="serving",
+    quiet_s=None,
+    patience_s=None,
+    attempts=(STALLED, replace(RUNNING, outcome="ready", phase="serving")),
+)
+HEALTHY = replace(
+    SERVING,
+    headline="serving (attempt 1)",
+    attempt=1,
+    rung="base",
+    degraded=False,
+    changes=(),
+    cost="",
+    attempts=(replace(RUNNING, number=1, rung="base", outcome="ready", phase="serving"),),
+)
+STOPPED = replace(
+    HEALTHY,
+    elapsed_s=0.0,
+    state="stopped",
+    headline="stopped by uid 0 (root), pid 77",
+    phase="boot",
+    pid=None,
+    processes=0,
+    gpus=(),
+)
+TERMINATING = replace(HEALTHY, elapsed_s=0.0, state="terminating", headline="ending the engine")
+KILLING = replace(HEALTHY, state="killing", headline="killing the engine")
+BACKOFF = replace(
+    STARTING,
+    state="backoff",
+    elapsed_s=0.0,
+    headline="attempt 1 stalled in distributed-init; next try on rung p2p-off in 4 s",
+    pid=None,
+    processes=0,
+    shards=None,
+    retry_in_s=4.0,
+    attempts=(STALLED,),
+)
+FAILED = replace(
+    BACKOFF,
+    state="failed",
+    headline="gave up after 2 attempts:\n1 on base: stalled\n2 on p2p-off: out of memory",
+    retry_in_s=None,
+    attempts=(STALLED, replace(STALLED, number=2, rung="p2p-off", cause="cuda-out-of-memory", outcome="crashed")),
+)
+STATES = {status.state: status for status in (STARTING, HEALTHY, STOPPED, TERMINATING, KILLING, BACKOFF, FAILED)}
+RUNGS = (
+    RungStatus(name="base", changes=(), cost="", standing="tried"),
+    RungStatus(name="p2p-off", changes=STARTING.changes, cost=STARTING.cost, standing="current"),
+    RungStatus(name="lower-utilisation", changes=("--gpu-memory-utilization 0.9 -> 0.85",), cost="", standing="next"),
+)
