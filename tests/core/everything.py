@@ -1,0 +1,173 @@
+"""A representative of every state and every event, and the rules that hold for each pair of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+from mgpu_llm import control_api
+from mgpu_llm.core import report
+from mgpu_llm.core.diagnosis import Clue, Diagnosis
+from mgpu_llm.core.effects import Effect, Exit, KillEngine, NotifyReady, SpawnEngine
+from mgpu_llm.core.events import (
+    CompletionProbed,
+    EngineEvent,
+    EngineExited,
+    EngineGone,
+    EngineSpawned,
+    EngineSpawnFailed,
+    EngineStuck,
+    Event,
+    GpusSampled,
+    GpusUnobserved,
+    HealthProbed,
+    LineRead,
+    LinesDropped,
+    ProcessesSampled,
+    RestartRequested,
+    StartRequested,
+    StopRequested,
+    Ticked,
+)
+from mgpu_llm.core.progress import begin
+from mgpu_llm.core.states import (
+    LONGEST_HISTORY,
+    Backoff,
+    Ended,
+    Fail,
+    Failed,
+    Killing,
+    Ready,
+    Rest,
+    Run,
+    Starting,
+    State,
+    Stopped,
+    Terminating,
+    Try,
+)
+from tests.core.world import (
+    BAD_FLAG,
+    BANNER,
+    NCCL,
+    NOT_FREE,
+    OUT_OF_MEMORY,
+    UP,
+    WORLD_SIZE,
+    gpu,
+    loading,
+    policy,
+    worker,
+)
+
+POLICY = policy()
+NOW = 5000.0
+IDENTITY = report.Identity(version="0.1.0", model="m", url="http://127.0.0.1:8000")
+FAILURE = Diagnosis(cause="engine-exited", outcome="crashed", summary="it ended", advice="look", evidence=("e",))
+HISTORY = tuple(
+    Ended(number=n, rung="base", outcome="crashed", phase="boot", ended_at=10.0 * n, duration_s=9.0, diagnosis=FAILURE)
+    for n in range(1, 4)
+)
+RUN = Run(attempt=4, rung=1, tries=3, tries_on_rung=1, deaths=(NOW - 5, NOW - 4), ended=HISTORY)
+LAST_RUN = replace(RUN, rung=len(POLICY.rungs) - 1, tries=POLICY.attempts, tries_on_rung=9)
+LOADED = loading().state
+
+
+def _states() -> Iterator[State]:
+    assert isinstance(LOADED, Starting)
+    yield Stopped()
+    yield Stopped(run=RUN)
+    for run in (Run(attempt=4, tries=1, tries_on_rung=1), RUN, LAST_RUN):
+        yield Starting(run=run, since=NOW - 9, progress=begin(NOW - 9))
+        yield Starting(run=run, since=NOW - 9, progress=LOADED.progress, pid=702, clue=Clue(error="ValueError: x"))
+        yield Starting(run=run, since=NOW - 9, progress=replace(LOADED.progress, quiet_s=1e6), pid=702)
+        yield Starting(run=run, since=NOW - 9, progress=LOADED.progress, pid=702, healthy=True, probing=True)
+        yield Ready(run=run, since=NOW - 5, spawned_at=NOW - 90, progress=LOADED.progress, pid=None)
+        yield Ready(
+            run=run, since=NOW - 5, spawned_at=NOW - 90, progress=begin(NOW), pid=702, failed_probes=2, probing=True
+        )
+    for then in (
+        Try(rung=2, delay_s=0.0),
+        Try(rung=1, delay_s=4.0),
+        Rest(final=False),
+        Rest(final=True),
+        Fail(status=69, message="gave up"),
+    ):
+        yield Terminating(run=RUN, deadline=NOW + 1, then=then, why="asked")
+        yield Terminating(run=RUN, deadline=NOW - 1, then=then, why="asked")
+        yield Killing(run=RUN, since=NOW - 1, then=then, why="stalled")
+    yield Backoff(run=RUN, rung=1, until=NOW + 1)
+    yield Backoff(run=RUN, rung=1, until=NOW - 1)
+    yield Failed(run=RUN, status=69, message="gave up")
+
+
+def _engine_events(attempt: int) -> Iterator[Event]:
+    at = NOW
+    yield EngineSpawned(at=at, attempt=attempt, pid=703)
+    for hopeless in (True, False):
+        yield EngineSpawnFailed(at=at, attempt=attempt, reason="no such file", hopeless=hopeless)
+    for status in (0, 1, -9, -250, 137):
+        yield EngineExited(at=at, attempt=attempt, status=status)
+    yield EngineGone(at=at, attempt=attempt)
+    yield EngineGone(at=at, attempt=attempt, remarks=("2 files in /dev/shm could not be removed",))
+    yield EngineStuck(at=at, attempt=attempt, holders=("pid 71 (VLLM::Worker, state D)",))
+    yield EngineStuck(at=at, attempt=attempt, holders=())
+    for text in (
+        "", " ", "\x00\ufffd", "INFO", "x" * 100_000, BANNER, WORLD_SIZE, NCCL, UP, OUT_OF_MEMORY, NOT_FREE, BAD_FLAG,
+        "Loading safetensors checkpoint shards:   0% Completed | 0/0 [00:00<?, ?it/s]", "{cause} {0} %s",
+    ):  # fmt: skip
+        yield LineRead(at=at, attempt=attempt, text=text)
+    yield LinesDropped(at=at, attempt=attempt, count=7)
+    yield ProcessesSampled(at=at, attempt=attempt, processes=())
+    yield ProcessesSampled(at=at, attempt=attempt, processes=(worker(), worker(8, name="nvcc", state="D")))
+    yield ProcessesSampled(at=at, attempt=attempt, processes=(worker(read_chars=None, read_bytes=None),))
+    yield ProcessesSampled(at=at - 1e6, attempt=attempt, processes=(worker(),))
+    yield GpusSampled(at=at, attempt=attempt, gpus=())
+    yield GpusSampled(at=at, attempt=attempt, gpus=(gpu(), gpu("GPU-b", utilisation_percent=None)))
+    yield GpusUnobserved(at=at, attempt=attempt, reason="NVML: driver not loaded")
+    for healthy in (True, False):
+        yield HealthProbed(at=at, attempt=attempt, healthy=healthy, detail="")
+    for served, hopeless in ((True, False), (False, False), (False, True)):
+        yield CompletionProbed(at=at, attempt=attempt, served=served, detail="404", hopeless=hopeless)
+
+
+def _events() -> Iterator[Event]:
+    yield StartRequested(at=NOW)
+    for final in (True, False):
+        yield StopRequested(at=NOW, final=final, by="systemd")
+    yield RestartRequested(at=NOW, by="mgpuctl")
+    for at in (0.0, NOW, NOW + 1e6):
+        yield Ticked(at=at)
+    for attempt in (RUN.attempt, 0, 1, RUN.attempt - 1, RUN.attempt + 1):
+        yield from _engine_events(attempt)
+
+
+STATES: Final = tuple(_states())
+EVENTS: Final = tuple(_events())
+
+
+def check(state: State, event: Event, after: State, effects: tuple[Effect, ...]) -> None:
+    engine_exists = isinstance(state, Starting | Ready | Terminating | Killing)
+    cleared = isinstance(state, Killing) and isinstance(event, EngineGone) and event.attempt == state.run.attempt
+    kinds = [type(effect) for effect in effects]
+    if SpawnEngine in kinds:
+        assert not engine_exists or cleared, f"{event} in {state} spawns beside a living engine"
+        assert isinstance(after, Starting)
+    if engine_exists and not cleared:
+        assert isinstance(after, Starting | Ready | Terminating | Killing | Failed), f"{event} forgets the engine"
+    if isinstance(state, Starting | Ready | Terminating) and isinstance(after, Killing):
+        assert kinds.count(KillEngine) == 1
+    if NotifyReady in kinds:
+        assert isinstance(event, CompletionProbed)
+        assert event.served
+        assert isinstance(after, Ready)
+    if Exit in kinds:
+        assert kinds.index(Exit) == len(kinds) - 1
+    if isinstance(event, EngineEvent) and event.attempt != state.run.attempt:
+        assert (after, effects) == (state, ()), f"{event} of another attempt changed {state}"
+    assert len(after.run.ended) <= LONGEST_HISTORY
+    told = report.status(after, POLICY, NOW, IDENTITY)
+    assert told.headline
+    assert "\n" not in told.headline
+    assert control_api.status_from_json(control_api.status_to_json(told)) == told

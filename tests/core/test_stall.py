@@ -1,0 +1,191 @@
+"""How long quiet may last, and what a verdict says: judged through the supervisor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from mgpu_llm.core import engine_log, progress, stall
+from mgpu_llm.core.diagnosis import Diagnosis
+from mgpu_llm.core.engine_log import Phase
+from mgpu_llm.core.events import GpusSampled, GpusUnobserved, LineRead
+from mgpu_llm.core.progress import NOISE_FLOOR, Progress, begin
+from mgpu_llm.core.stall import DEFAULT_PATIENCE_S, Moving, Stalled, judge
+from mgpu_llm.core.states import Killing, Ready, Starting
+from tests.core.world import (
+    ASSIGNED,
+    BANNER,
+    NCCL,
+    ON_CPU,
+    UP,
+    World,
+    fed,
+    gpu,
+    loading,
+    policy,
+    seconds_to_the_verdict,
+    serving,
+    worker,
+)
+
+PATIENCE_S = DEFAULT_PATIENCE_S[Phase.DISTRIBUTED_INIT]
+LONGEST_S = max(DEFAULT_PATIENCE_S.values())
+
+
+# -- patience ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_engine_that_prints_nothing_known_gets_the_longest_patience() -> None:
+    silent = World().start().look()
+    assert seconds_to_the_verdict(silent) == pytest.approx(LONGEST_S, abs=1.5)
+    foreign = World().start().look().say("another engine", "is booting")
+    assert seconds_to_the_verdict(foreign) == pytest.approx(LONGEST_S, abs=1.5)
+    assert foreign.last_diagnosis.cause == "stalled-in-boot"
+
+
+def test_each_phase_has_its_own_patience() -> None:
+    patience = {phase: 10.0 * (phase + 1) for phase in Phase}
+    for phase, text in (
+        (Phase.DISTRIBUTED_INIT, NCCL),
+        (Phase.WEIGHTS, ASSIGNED),
+        (Phase.COMPILE, "INFO 11-22 10:21:02 [gpu_model_runner.py:1] Model loading took 7.16 GiB and 4.705559 seconds"),
+        (Phase.KV_CACHE, "INFO 11-22 10:21:31 [gpu_worker.py:560] Available KV cache memory: 117.78 GiB"),
+        (Phase.WARM_UP, "INFO 11-22 10:21:31 [kv_cache_utils.py:2177] GPU KV cache size: 4,410,656 tokens"),
+        (Phase.API, UP),
+    ):
+        world = World(policy=policy(patience=patience)).start().look().say(text)
+        assert seconds_to_the_verdict(world) == pytest.approx(patience[phase], abs=1.5)
+        assert world.last_diagnosis.cause == f"stalled-in-{phase.label}"
+
+
+def test_unobserved_gpus_triple_the_patience_and_are_announced_once() -> None:
+    world = loading()
+    begun = world.at
+
+    def blind(_: float) -> None:
+        world.look(gpus=())
+        world.send(GpusUnobserved(at=world.at, attempt=1, reason="NVML did not answer in 2 s"))
+
+    world.watch(300.0, blind)
+    assert isinstance(world.state, Killing)
+    assert world.at - begun == pytest.approx(3 * PATIENCE_S, abs=1.5)
+    (announced,) = world.announced("gpus.unobserved")
+    assert announced.facts["why"] == "NVML did not answer in 2 s"
+    assert "GPUs not observed: NVML did not answer in 2 s" in world.last_diagnosis.evidence
+
+
+def test_gpus_that_are_seen_again_bring_the_patience_back() -> None:
+    world = loading()
+    world.send(GpusUnobserved(at=world.at, attempt=1, reason="NVML did not answer in 2 s"))
+    assert seconds_to_the_verdict(world.look()) == pytest.approx(PATIENCE_S, abs=1.5)
+
+
+def test_a_launch_without_gpus_misses_none() -> None:
+    world = loading(ON_CPU)
+    world.send(GpusUnobserved(at=world.at, attempt=1, reason="no NVIDIA driver"))
+    assert seconds_to_the_verdict(world) == pytest.approx(PATIENCE_S, abs=1.5)
+
+
+def test_a_host_that_was_suspended_for_ten_minutes_has_no_stall() -> None:
+    world = loading()
+    world.watch(5.0)
+    world.at += 600.0
+    world.look()
+    world.tick()
+    assert isinstance(world.state, Starting)
+    assert world.state.progress.quiet_s < PATIENCE_S
+    assert seconds_to_the_verdict(world) > 5.0
+
+
+def test_time_in_which_nobody_looked_is_not_held_against_the_engine() -> None:
+    world = loading()
+    for _ in range(1000):
+        world.tick()
+    assert isinstance(world.state, Starting)
+
+
+def test_the_first_look_and_a_clock_that_stands_still_measure_no_quiet() -> None:
+    heart = fed(worker(), worker(), every_s=0.0)
+    assert heart.quiet_s == 0.0
+    assert heart.busy == {}
+
+
+# -- the verdict's evidence ---------------------------------------------------------------------------------------------
+
+
+def _stalled(heart: Progress) -> Stalled:
+    verdict = judge(replace(heart, quiet_s=1000.0), DEFAULT_PATIENCE_S, has_gpus=True)
+    assert isinstance(verdict, Stalled)
+    return verdict
+
+
+def test_a_load_that_moves_is_told_how_much_of_its_patience_is_used() -> None:
+    heart = replace(begin(0.0), quiet_s=4.0, spoke_known_words=True, phase=Phase.WEIGHTS)
+    assert judge(heart, DEFAULT_PATIENCE_S, has_gpus=True) == Moving(idle_s=4.0, patience_s=90.0)
+
+
+@pytest.mark.parametrize(("utilisation", "spinning"), [(100, True), (3, False)])
+def test_a_gpu_at_full_utilisation_without_progress_spins(utilisation: int, spinning: bool) -> None:
+    heart = progress.after_gpus(
+        begin(0.0), GpusSampled(at=1.0, attempt=1, gpus=(gpu(utilisation_percent=utilisation),))
+    )
+    verdict = _stalled(heart)
+    assert verdict.spinning is spinning
+    assert f"GPU 0 (GPU-a): 2.00 GB used, utilisation {utilisation} %, 125 W" in verdict.evidence
+
+
+def test_without_gpu_utilisation_a_busy_process_decides_who_spins() -> None:
+    dim = GpusSampled(at=1.0, attempt=1, gpus=(replace(gpu(utilisation_percent=None), power_mw=None),))
+    burning = progress.after_gpus(fed(worker(cpu_s=1.0), worker(cpu_s=2.0)), dim)
+    assert _stalled(burning).spinning is True
+    assert "GPU 0 (GPU-a): 2.00 GB used, utilisation unknown" in _stalled(burning).evidence
+    resting = progress.after_gpus(fed(worker(cpu_s=1.0), worker(cpu_s=1.1)), dim)
+    assert _stalled(resting).spinning is False
+
+
+def test_where_nobody_looked_it_is_unknown_who_spins() -> None:
+    assert _stalled(begin(0.0)).spinning is None
+    assert _stalled(begin(0.0)).evidence == ("the engine never printed a line",)
+
+
+def test_a_process_that_waits_in_the_kernel_is_named() -> None:
+    evidence = _stalled(fed(worker(71, state="D"))).evidence
+    assert "waiting in the kernel (state D): 71 (VLLM::Worker_TP)" in evidence
+
+
+def test_a_busy_compiler_is_not_blamed() -> None:
+    evidence = _stalled(fed(worker(7, name="ptxas", cpu_s=1.0), worker(7, name="ptxas", cpu_s=2.0))).evidence
+    assert not any("burns" in seen for seen in evidence)
+
+
+def test_every_signal_with_a_noise_floor_is_one_that_is_measured() -> None:
+    heart = progress.after_gpus(fed(worker(), worker()), GpusSampled(at=9.0, attempt=1, gpus=(gpu(),)))
+    assert {signal.split(" ")[0] for signal in heart.marks} == set(NOISE_FLOOR)
+
+
+def test_a_serving_engine_still_shows_its_gpus_and_processes_and_is_not_judged() -> None:
+    world = serving()
+    for _ in range(400):
+        world.at += 2.0
+        world.look(worker(5))
+    world.send(GpusUnobserved(at=world.at, attempt=1, reason="gone"))
+    assert isinstance(world.state, Ready)
+    assert {pid for pid, _ in world.state.progress.processes} == {5}
+    assert world.state.progress.gpus_unobserved == "gone"
+
+
+def test_a_stall_after_an_error_names_the_error() -> None:
+    world = loading().say("(Worker pid=1) ERROR 11-22 10:28:14 [x.py:1] RuntimeError: the peer went away")
+    world.watch(60.0)
+    found: Diagnosis = world.last_diagnosis
+    assert found.cause == "stalled-in-distributed-init"
+    assert 'error before: "RuntimeError: the peer went away"' in found.evidence
+
+
+def test_the_patience_of_a_verdict_is_the_one_that_held() -> None:
+    heart = begin(0.0)
+    assert stall.patience_now(heart, DEFAULT_PATIENCE_S, has_gpus=True) == LONGEST_S
+    known = progress.after_line(heart, LineRead(at=0.0, attempt=1, text=NCCL))
+    assert stall.patience_now(known, DEFAULT_PATIENCE_S, has_gpus=True) == PATIENCE_S
+    assert engine_log.facts(BANNER).phase is None

@@ -1,0 +1,240 @@
+"""What the supervisor does when a load fails: the ladder, and which cause goes where."""
+
+from __future__ import annotations
+
+from mgpu_llm.core import report
+from mgpu_llm.core.effects import (
+    Exit,
+    ExtendTimeout,
+    KillEngine,
+    NotifyReady,
+    ProbeHealth,
+    SpawnEngine,
+)
+from mgpu_llm.core.events import (
+    CompletionProbed,
+    EngineGone,
+    EngineSpawnFailed,
+    HealthProbed,
+    StartRequested,
+)
+from mgpu_llm.core.launch import Launch
+from mgpu_llm.core.states import Backoff, Failed, Killing, Starting
+from tests.core.world import (
+    ASSIGNED,
+    BAD_FLAG,
+    BANNER,
+    BASE,
+    NCCL,
+    NOT_FREE,
+    OUT_OF_MEMORY,
+    UP,
+    WORLD_SIZE,
+    World,
+    loading,
+    of,
+    serving,
+)
+
+NO_KV_MEMORY = (
+    "(EngineCore pid=3578) ERROR 11-22 10:28:23 [core.py:1330] ValueError: No available memory for the cache blocks. "
+    "Try increasing `gpu_memory_utilization` when initializing the engine."
+)
+
+
+# -- the seed's story --------------------------------------------------------------------------------------------------
+
+
+def test_a_hang_in_the_first_collective_is_killed_and_the_next_rung_turns_p2p_off_and_serves_degraded() -> None:
+    world = loading()
+    begun = world.at
+    world.watch(60.0)
+    assert isinstance(world.state, Killing)
+    assert world.at - begun <= 20.0
+    assert world.last_diagnosis.cause == "stalled-in-distributed-init"
+    assert "NCCL peer-to-peer" in world.last_diagnosis.advice
+    assert world.all(KillEngine) == [KillEngine(attempt=1)]
+
+    world.gone()
+    assert world.rung == "p2p-off"
+    launch = world.all(SpawnEngine)[-1].launch
+    assert launch.env["NCCL_P2P_DISABLE"] == "1"
+    assert "--disable-custom-all-reduce" in launch.args
+    assert launch.utilisation == BASE.utilisation
+
+    world.say(BANNER, WORLD_SIZE, NCCL, ASSIGNED, UP).serve()
+    assert world.all(NotifyReady) == [NotifyReady()]
+    (degraded,) = world.announced("engine.degraded")
+    assert degraded.facts["rung"] == "p2p-off"
+    assert "NCCL_P2P_DISABLE=1" in str(degraded.facts["changes"])
+    told = report.headline(world.state, world.policy, world.at)
+    assert told.startswith("ready, degraded: rung p2p-off (GPUs talk through host memory")
+
+
+def test_a_start_that_meets_no_fault_serves_on_the_base_rung_and_is_not_degraded() -> None:
+    world = serving()
+    assert world.rung == "base"
+    assert world.announced("engine.degraded") == []
+    assert report.headline(world.state, world.policy, world.at) == "ready: attempt 1 on rung base"
+
+
+def test_an_unknown_cause_walks_the_whole_ladder_in_order_each_rung_on_top_of_the_last() -> None:
+    world = loading()
+    while not world.all(Exit):
+        world.watch(60.0).gone()
+        if isinstance(world.state, Starting):
+            world.say(WORLD_SIZE, NCCL).look()
+    assert [ended.rung for ended in world.state.run.ended] == [
+        "base", "p2p-off", "utilisation-0.85", "utilisation-0.80", "tp-1"
+    ]  # fmt: skip
+    last = world.all(SpawnEngine)[-1].launch
+    assert last == Launch(
+        gpus=("GPU-a",),
+        tensor_parallel=1,
+        utilisation=0.8,
+        env={"NCCL_P2P_DISABLE": "1"},
+        args=("--disable-custom-all-reduce",),
+    )
+
+
+def test_a_spent_ladder_exits_69_with_one_message_that_names_every_attempt_its_cause_and_what_to_do() -> None:
+    world = loading()
+    while world.exit is None:
+        world.watch(60.0).gone()
+        if isinstance(world.state, Starting):
+            world.say(WORLD_SIZE, NCCL).look()
+    assert world.exit.status == 69
+    message = world.exit.message
+    for number, rung in enumerate(("base", "p2p-off", "utilisation-0.85", "utilisation-0.80", "tp-1"), start=1):
+        assert f"attempt {number} ({rung}, " in message
+    assert message.count("stalled in distributed-init") == 5
+    assert message.count("What to do:") == 1
+    assert message.count("check one GPU first") == 1
+    assert "\n" not in message
+    assert isinstance(world.state, Failed)
+    assert report.headline(world.state, world.policy, world.at) == message
+
+
+def test_too_many_attempts_in_a_row_end_it_even_where_rungs_are_left() -> None:
+    world = loading(attempts=2)
+    world.watch(60.0).gone().say(WORLD_SIZE, NCCL).look().watch(60.0).gone()
+    assert world.exit is not None
+    assert world.exit.status == 69
+    assert "2 attempts in a row have failed" in world.exit.message
+
+
+# -- causes ------------------------------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_goes_to_a_memory_rung_at_once_and_skips_transport() -> None:
+    world = loading().say(OUT_OF_MEMORY).exits(1).gone()
+    assert world.last_diagnosis.cause == "cuda-out-of-memory"
+    assert world.rung == "utilisation-0.85"
+    assert isinstance(world.state, Starting)
+
+
+def test_out_of_memory_on_the_last_memory_rung_has_no_cure_left() -> None:
+    world = loading()
+    for _ in range(3):
+        world.say(OUT_OF_MEMORY).exits(1).gone()
+    assert [ended.rung for ended in world.state.run.ended] == ["base", "utilisation-0.85", "utilisation-0.80"]
+    assert world.exit is not None
+    assert world.exit.status == 69
+    assert "no rung left that could help" in world.exit.message
+
+
+def test_a_gpu_that_is_not_free_is_waited_for_twice_on_the_same_rung_and_then_asked_for_less() -> None:
+    world = loading()
+    delays = []
+    for _ in range(2):
+        world.say(NOT_FREE).exits(1).gone()
+        assert isinstance(world.state, Backoff)
+        delays.append(world.state.until - world.at)
+        assert report.headline(world.state, world.policy, world.at).startswith(f"waiting {delays[-1]:.0f} s before")
+        world.wait_out_backoff()
+        assert world.rung == "base"
+    assert delays == [2.0, 4.0]
+    world.say(NOT_FREE).exits(1).gone()
+    assert world.rung == "utilisation-0.85"
+    assert world.last_diagnosis.summary == (
+        "GPU memory is not free: 107.83 of 139.8 GiB, less than utilisation 0.9 asks for"
+    )
+
+
+def test_a_backoff_asks_systemd_for_the_time_it_takes_and_lasts_until_it_is_over() -> None:
+    world = loading().say(NOT_FREE).exits(1)
+    effects = world.send(EngineGone(at=world.at, attempt=1))
+    assert isinstance(world.state, Backoff)
+    assert of(effects, ExtendTimeout)[0].seconds > 2.0
+    assert world.announced("engine.waiting")[0].facts["retry_in_s"] == 2.0
+    assert world.tick(1.9) == ()
+    assert isinstance(world.state, Backoff)
+    world.tick(0.2)
+    assert isinstance(world.state, Starting)
+
+
+def test_a_start_request_during_a_backoff_ends_the_wait() -> None:
+    world = loading().say(NOT_FREE).exits(1).gone()
+    world.send(StartRequested(at=world.at))
+    assert isinstance(world.state, Starting)
+
+
+def test_what_vllm_refuses_exits_65_after_one_attempt_with_the_reason() -> None:
+    world = World().start().say(BAD_FLAG).exits(2).gone()
+    assert world.exit is not None
+    assert world.exit.status == 65
+    assert "vLLM refused its arguments: unrecognized arguments: --tensor-paralel 2" in world.exit.message
+    assert "vllm serve --help=all" in world.exit.message
+    assert world.spawned == [1]
+
+
+def test_no_memory_for_the_kv_cache_is_not_answered_with_less_memory() -> None:
+    world = loading().say(NO_KV_MEMORY).exits(1).gone()
+    assert world.exit is not None
+    assert world.exit.status == 65
+    assert "raise gpus.memory_utilisation" in world.exit.message
+
+
+def test_an_unexplained_crash_is_retried_once_on_the_same_rung_and_then_on_the_next() -> None:
+    world = loading().exits(1).gone()
+    assert isinstance(world.state, Backoff)
+    world.wait_out_backoff()
+    assert world.rung == "base"
+    world.exits(-11).gone()
+    assert world.rung == "p2p-off"
+    assert world.last_diagnosis.summary == "the engine ended in boot with signal 11 (SIGSEGV)"
+
+
+def test_an_exit_with_status_0_while_loading_is_a_failure_too() -> None:
+    world = loading().exits(0)
+    assert isinstance(world.state, Killing)
+    assert world.last_diagnosis.summary == "the engine ended in distributed-init with exit code 0"
+
+
+def test_an_engine_that_cannot_be_spawned_is_tried_again_unless_that_is_hopeless() -> None:
+    world = World()
+    world.send(StartRequested(at=world.at))
+    world.send(EngineSpawnFailed(at=world.at, attempt=1, reason="cannot spawn '/opt/vllm': busy", hopeless=False))
+    world.gone()
+    assert isinstance(world.state, Backoff)
+    world.tick(60.0)
+    world.send(EngineSpawnFailed(at=world.at, attempt=2, reason="cannot spawn '/opt/vllm': no file", hopeless=True))
+    world.gone()
+    assert world.exit is not None
+    assert world.exit.status == 65
+    assert "attempt 2 (base, 0 s): cannot spawn '/opt/vllm': no file" in world.exit.message
+    assert "engine.command" in world.exit.message
+
+
+def test_a_refused_completion_is_hopeless_and_a_failed_one_is_asked_again() -> None:
+    world = loading().say(UP)
+    world.send(HealthProbed(at=world.at, attempt=1, healthy=True, detail="200"))
+    world.tick(1.5)
+    world.send(CompletionProbed(at=world.at, attempt=1, served=False, detail="503"))
+    assert isinstance(world.state, Starting)
+    assert of(world.tick(1.5), ProbeHealth) == [ProbeHealth(attempt=1)]
+    world.send(CompletionProbed(at=world.at, attempt=1, served=False, detail="401 Unauthorized", hopeless=True))
+    world.gone()
+    assert world.exit is not None
+    assert world.exit.status == 65
+    assert "the server refuses a one-token request: 401 Unauthorized" in world.exit.message
