@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mgpu_llm.adapters.gpus import Gpus, GpusUnobserved, resolve
 
+from mgpu_llm.adapters.gpus import Gpus, GpusUnobserved, resolve
 from tests.support.fake_nvml import SONAME, FakeGpu, FakeNvml, build
 from tests.support.fake_nvml.asked import FOREVER_S, PATIENCE_S, Asked, asking, uuid
 

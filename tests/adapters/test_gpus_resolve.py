@@ -1,8 +1,8 @@
 """Which GPUs a configuration names."""
 
 import pytest
-from mgpu_llm.adapters.gpus import Gpu, resolve
 
+from mgpu_llm.adapters.gpus import Gpu, resolve
 from tests.support.fake_nvml.asked import uuid
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from mgpu_llm.adapters.engine import tags
 from mgpu_llm.adapters.engine.tree import PROC, all_pids
 
 SHM = Path("/dev/shm")  # noqa: S108 (the place itself is meant)
@@ -41,42 +42,48 @@ class File:
 class SharedMemory:
     """What one attempt adds to /dev/shm, from its making (before the spawn) to `remove` (when all processes are gone)."""
 
-    def __init__(self, folder: Path = SHM) -> None:
-        self._folder = folder
-        self._before = self._files()
+    def __init__(self) -> None:
+        self._before = shared_files()
         self._proven: frozenset[File] = frozenset()
 
     def see_holders(self, pids: Iterable[int]) -> bool:
         """What the engine's own processes hold is theirs, whatever its name. May wait on a stuck process."""
-        self._proven |= held(self._files() - self._before, pids)
+        self._proven |= held(shared_files() - self._before, pids)
         return True
 
     def remove(self) -> tuple[str, ...]:
         """Removes what is new, ours and in nobody's use; returns remarks. May wait on a stuck process."""
-        new = self._files() - self._before
-        likely = {file for file in new if any(fnmatchcase(file.name, pattern) for pattern in NAMES)}
-        candidates = (new & self._proven) | (likely if everyone_is_visible() else set())
-        if not candidates:
-            return ()
-        remarks = []
-        for file in sorted(candidates - held(candidates, all_pids()), key=lambda file: file.name):
-            try:
-                (self._folder / file.name).unlink(missing_ok=True)
-            except OSError as error:
-                remarks.append(f"cannot remove '{self._folder / file.name}': {error.strerror}")
-        return tuple(remarks)
+        new = shared_files() - self._before
+        return remove_unheld((new & self._proven) | (likely(new) if everyone_is_visible() else frozenset()))
 
-    def _files(self) -> frozenset[File]:
-        """Regular files of our user."""
-        found = set()
-        with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    stat = entry.stat(follow_symlinks=False)
-                    if entry.is_file(follow_symlinks=False) and stat.st_uid == os.getuid():
-                        device = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}"
-                        found.add(File(name=entry.name, device=device, inode=stat.st_ino))
-        return frozenset(found)
+
+def likely(files: Iterable[File]) -> frozenset[File]:
+    """Those with the names that engines give."""
+    return frozenset(file for file in files if any(fnmatchcase(file.name, pattern) for pattern in NAMES))
+
+
+def remove_unheld(files: frozenset[File]) -> tuple[str, ...]:
+    """Removes those that no process uses; returns remarks. May wait on a stuck process."""
+    remarks = []
+    for file in sorted(files - held(files, all_pids()), key=lambda file: file.name):
+        try:
+            (SHM / file.name).unlink(missing_ok=True)
+        except OSError as error:
+            remarks.append(f"cannot remove '{SHM / file.name}': {error.strerror}")
+    return tuple(remarks)
+
+
+def shared_files() -> frozenset[File]:
+    """Regular files of our user in /dev/shm."""
+    found = set()
+    with contextlib.suppress(OSError), os.scandir(SHM) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                stat = entry.stat(follow_symlinks=False)
+                if entry.is_file(follow_symlinks=False) and stat.st_uid == os.getuid():
+                    device = f"{os.major(stat.st_dev):02x}:{os.minor(stat.st_dev):02x}"
+                    found.add(File(name=entry.name, device=device, inode=stat.st_ino))
+    return frozenset(found)
 
 
 def everyone_is_visible() -> bool:
@@ -96,6 +103,8 @@ def held(files: Iterable[File], pids: Iterable[int]) -> frozenset[File]:
     for pid in pids if by_inode else ():
         with contextlib.suppress(OSError):
             for line in (PROC / str(pid) / "maps").read_text(errors="replace").splitlines():
+                if line.endswith(" "):  # anonymous memory, the most of it
+                    continue
                 _, _, _, device, inode, *_ = line.split(maxsplit=5)
                 if (device, inode) in by_inode:
                     found.add(by_inode[device, inode])
@@ -108,10 +117,26 @@ def held(files: Iterable[File], pids: Iterable[int]) -> frozenset[File]:
     return frozenset(found)
 
 
-def make_socket_folder(preferred: Path) -> Path:
-    """A fresh private folder for an attempt's sockets: in `preferred` if their paths then still fit."""
-    base = preferred if len(bytes(preferred)) + len("/zmq-") + 8 <= SOCKET_DIR_BYTES and preferred.is_dir() else None
-    return Path(tempfile.mkdtemp(prefix="zmq-" if base else "mgpu-llm-zmq-", dir=base or "/tmp"))  # noqa: S108
+def make_socket_folder(runtime_dir: Path) -> Path:
+    """A fresh private folder for an attempt's sockets: in `runtime_dir` if their paths then still fit, else in /tmp."""
+    inside, in_tmp = _socket_folders(runtime_dir)
+    fits = len(bytes(inside)) + 8 <= SOCKET_DIR_BYTES and runtime_dir.is_dir()
+    place = inside if fits else in_tmp
+    return Path(tempfile.mkdtemp(prefix=place.name, dir=place.parent))
+
+
+def remove_socket_folders(runtime_dir: Path) -> None:
+    """All of them, when no engine is left."""
+    for place in _socket_folders(runtime_dir):
+        for folder in place.parent.glob(place.name + "*"):
+            if folder.lstat().st_uid == os.getuid():
+                remove_folder(folder)
+
+
+def _socket_folders(runtime_dir: Path) -> tuple[Path, Path]:
+    """How their paths begin. The name in /tmp tells the daemons apart."""
+    owner = tags.prefix(runtime_dir).rstrip(":")
+    return runtime_dir / "zmq-", Path("/tmp", f"mgpu-llm-{owner}-")  # noqa: S108
 
 
 def remove_folder(folder: Path) -> tuple[str, ...]:

@@ -96,6 +96,9 @@ class Output:
         # Over the user's pipe quota the default of 64 KiB stays: slower, not wrong.
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._read_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+    def begin(self) -> None:
+        """Read from now on, so that no line is told before the engine is."""
         self._loop.add_reader(self._read_fd, self._read_chunk)
 
     def close_write_end(self) -> None:

@@ -33,6 +33,7 @@ from mgpu_llm.core.events import (
 SECOND_SIGTERM_S = 1.5
 #: Looking at what processes have mapped may wait on one that is stuck: this long, then we do without.
 LOOK_S = 2.0
+CLEAN_S = 10.0
 PASS_S = 0.02
 SLOW_PASS_S = 0.1
 PR_SET_CHILD_SUBREAPER = 36
@@ -88,18 +89,25 @@ class EngineProcess:
             if why := command.problem(argv, env, cwd):
                 self._emit(EngineSpawnFailed(at=self._clock(), attempt=attempt, reason=why, hopeless=True))
                 return
-            group = self._make_cgroup(attempt)
-            adopt_orphans(group is None)
-            await self._spawn(attempt, argv, env, cwd, group)
+            try:
+                await self._spawn(attempt, argv, env, cwd)
+            except (OSError, ValueError) as error:
+                why, hopeless = command.spawn_problem(error)
+                self._emit(EngineSpawnFailed(at=self._clock(), attempt=attempt, reason=why, hopeless=hopeless))
 
-    async def _spawn(
-        self, number: int, argv: tuple[str, ...], env: Mapping[str, str], cwd: Path | None, group: CgroupTree | None
-    ) -> None:
+    async def _spawn(self, number: int, argv: tuple[str, ...], env: Mapping[str, str], cwd: Path | None) -> None:
         tag = tags.new(self._runtime_dir, number)
         memory = leftovers.SharedMemory()
-        sockets = None if tags.SOCKETS in env else leftovers.make_socket_folder(self._runtime_dir)
-        output = Output(number, self._clock, self._on_line, self.tail)
-        try:
+        with contextlib.ExitStack() as undo:
+            group = self._make_cgroup(number)
+            if group is not None:
+                undo.callback(group.remove)
+            adopt_orphans(group is None)
+            sockets = None if tags.SOCKETS in env else leftovers.make_socket_folder(self._runtime_dir)
+            if sockets is not None:
+                undo.callback(leftovers.remove_folder, sockets)
+            output = Output(number, self._clock, self._on_line, self.tail)
+            undo.callback(output.close)
             popen = await asyncio.to_thread(
                 subprocess.Popen,
                 argv if group is None else group.enter(argv),
@@ -110,15 +118,7 @@ class EngineProcess:
                 cwd=cwd,
                 start_new_session=True,
             )
-        except (OSError, ValueError) as error:
-            output.close()
-            if sockets is not None:
-                leftovers.remove_folder(sockets)
-            if group is not None:
-                group.remove()
-            why, hopeless = command.spawn_problem(error)
-            self._emit(EngineSpawnFailed(at=self._clock(), attempt=number, reason=why, hopeless=hopeless))
-            return
+            undo.pop_all()
         output.close_write_end()
         pidfd = os.pidfd_open(popen.pid)
         tree = group or WalkedTree(_stat_of_child(popen.pid), lambda pid: tags.is_marked(pid, tag))
@@ -126,6 +126,7 @@ class EngineProcess:
             number=number, popen=popen, pidfd=pidfd, tree=tree, output=output, memory=memory, sockets=sockets
         )
         self._emit(EngineSpawned(at=self._clock(), attempt=number, pid=popen.pid))
+        output.begin()
         asyncio.get_running_loop().add_reader(pidfd, self._notice_exit, self._attempt)
 
     def terminate(self) -> None:
@@ -221,7 +222,7 @@ class EngineProcess:
             attempt.second_sigterm.cancel()
         os.close(attempt.pidfd)
         attempt.popen.wait()
-        remarks = await aside(attempt.memory.remove, LOOK_S)
+        remarks = await aside(attempt.memory.remove, CLEAN_S)
         if remarks is None:
             remarks = ("left /dev/shm as it is: a process that cannot be looked at may use what the engine left there",)
         if attempt.sockets is not None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from mgpu_llm.adapters.engine import tags
+from mgpu_llm.adapters.engine import leftovers, tags
 from mgpu_llm.adapters.engine.aside import aside
 from mgpu_llm.adapters.engine.cgroup import remove_empty
 from mgpu_llm.adapters.engine.tree import Stat, all_stats, send_kill, with_descendants
@@ -19,28 +20,36 @@ PASS_S = 0.05
 async def sweep_orphans(
     runtime_dir: Path, *, clock: Callable[[], float], deadline_s: float, cgroup: Path | None = None
 ) -> list[str]:
-    """SIGKILL to every process of an engine that this daemon (told by `runtime_dir`) once spawned; to be called before
-    the first spawn. Returns a sentence for each, such as "killed pid 71 (VLLM::EngineCor, state S) of an earlier run"."""
+    """SIGKILL to every process of an engine that this daemon (told by `runtime_dir`) once spawned, and away with what
+    they held in /dev/shm and their sockets. To be called before the first spawn. Returns a sentence for each process,
+    such as "killed pid 71 (VLLM::EngineCor, state S) of an earlier run", and for what could not be done."""
     deadline = clock() + deadline_s
+    files: set[leftovers.File] = set()
     seen: dict[int, Stat] = {}
-    told: list[str] = []
     while True:
         found = await aside(lambda: _engines(tags.prefix(runtime_dir)), LOOK_S)
         if found is None:
-            told.append("cannot look for engines of an earlier run: a process that is stuck cannot be looked at")
-            break
+            return ["cannot look for engines of an earlier run: a process that is stuck cannot be looked at"]
+        new = {stat.pid: stat for stat in found if stat.pid not in seen}
+        files |= await aside(partial(_memory_of, tuple(new)), LOOK_S) or frozenset()
+        seen |= new
         for stat in found:
-            seen.setdefault(stat.pid, stat)
             send_kill(stat)
         if not found or clock() >= deadline:
-            told += [f"cannot end {stat} of an earlier run: it outlives SIGKILL" for stat in found]
-            ended = [stat for pid, stat in seen.items() if all(pid != stuck.pid for stuck in found)]
-            told += [f"killed {stat} of an earlier run" for stat in ended]
             break
         await asyncio.sleep(PASS_S)
+    if not found:
+        await aside(lambda: leftovers.remove_unheld(frozenset(files)), LOOK_S)
+        leftovers.remove_socket_folders(runtime_dir)
     if cgroup is not None:
         remove_empty(cgroup)
-    return told
+    stuck = {stat.pid for stat in found}
+    told = [f"killed {stat} of an earlier run" for stat in seen.values() if stat.pid not in stuck]
+    return told + [f"cannot end {stat} of an earlier run: it outlives SIGKILL" for stat in found]
+
+
+def _memory_of(pids: tuple[int, ...]) -> frozenset[leftovers.File]:
+    return leftovers.held(leftovers.likely(leftovers.shared_files()), pids)
 
 
 def _engines(beginning: str) -> tuple[Stat, ...]:

@@ -119,6 +119,9 @@ class WalkedTree:
     A process cannot leave its descent from us: when its parent ends it becomes our child. So the engine's are the
     session of `top`, whatever was once seen to descend from it, and those of our own children that lead or follow
     another session than ours and for which `is_ours(pid)` holds.
+
+    The group of `top` is killed in one stroke, which no fork outruns. A process that left it and then forks and ends
+    within a few milliseconds, again and again, can outrun the passes: only a cgroup ends that for certain.
     """
 
     def __init__(self, top: Stat, is_ours: Callable[[int], bool]) -> None:
@@ -133,6 +136,8 @@ class WalkedTree:
         stats = all_stats()
         found = self._find(stats, self._orphans(stats))
         alive = tuple(stat for stat in found if stat.alive)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._top.pid, signal.SIGKILL)
         for stat in alive:
             send_kill(stat)
         for stat in found:
