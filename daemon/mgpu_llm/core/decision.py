@@ -18,7 +18,9 @@ GAVE_UP: Final = 69
 def after_failed_load(run: Run, diagnosis: Diagnosis, policy: Policy) -> Next:
     """The engine never served. `run` has the ended attempt in its history already."""
     if diagnosis.hopeless:
-        return Fail(status=DO_NOT_RETRY, message=final_message(run, "no retry can help"))
+        # On a rung of ours the admin's own settings had failed for another reason: that is giving up, not his mistake.
+        status = DO_NOT_RETRY if run.rung == 0 else GAVE_UP
+        return Fail(status=status, message=final_message(run, "no retry can help"))
     if run.tries >= policy.attempts:
         return Fail(status=GAVE_UP, message=final_message(run, f"{run.tries} attempts in a row have failed"))
     if run.tries_on_rung <= diagnosis.plain_retries:
@@ -31,17 +33,15 @@ def after_failed_load(run: Run, diagnosis: Diagnosis, policy: Policy) -> Next:
 
 
 def after_death(run: Run, diagnosis: Diagnosis, policy: Policy) -> Next:
-    """The engine had served. `run.deaths` holds the deaths within the window, this one included."""
-    if len(run.deaths) < policy.deaths:
+    """The engine had served. `run.deaths` counts the deaths in a row, this one included."""
+    if run.deaths < policy.deaths:
         return Try(
             rung=run.rung,
-            delay_s=delay_s(len(run.deaths), first_s=policy.backoff_s, ceiling_s=policy.backoff_ceiling_s),
+            delay_s=delay_s(run.deaths, first_s=policy.backoff_s, ceiling_s=policy.backoff_ceiling_s),
         )
     lower = ladder.next_rung(policy.rungs, run.rung, diagnosis.cures)
     if lower is None:
-        return Fail(
-            status=GAVE_UP, message=final_message(run, f"the engine died {len(run.deaths)} times while serving")
-        )
+        return Fail(status=GAVE_UP, message=final_message(run, f"the engine died {run.deaths} times while serving"))
     return Try(rung=lower, delay_s=0.0)
 
 
@@ -59,7 +59,7 @@ def begun(run: Run, rung: int) -> Run:
 
 def final_message(run: Run, why: str) -> str:
     """The last word: why it is over, what was tried and why each attempt failed, and what to do."""
-    failed = [ended for ended in run.ended if ended.diagnosis is not None][-max(run.tries, 1) :]
+    failed = [ended for ended in run.ended if ended.diagnosis is not None][-max(run.tries, run.deaths, 1) :]
     told = [
         f"attempt {ended.number} ({ended.rung}, {ended.duration_s:.0f} s): {ended.diagnosis.summary}"
         for ended in failed

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from mgpu_llm.core import engine_log
-from mgpu_llm.core.engine_log import Phase
+from mgpu_llm.core.effects import Level
+from mgpu_llm.core.engine_log import Line, Phase
 from mgpu_llm.core.ladder import Kind
 from mgpu_llm.core.stall import Stalled
 
@@ -137,8 +138,10 @@ _CASCADE: Final = re.compile(
     r"Engine core initialization failed|WorkerProc (?:failed to start|initialization failed)|EngineDeadError"
     r"|EngineCore (?:failed to start|encountered a fatal error)|cancelled|died unexpectedly"
 )
-#: vLLM 0.8.4 to 0.15 asks the hub about a model although it is a local folder, prints the refusal as an error, and goes on.
+#: Some versions of vLLM ask the hub about a model although it is a local folder, print the refusal as an error, and go on.
 _HARMLESS: Final = re.compile(r"^Error retrieving ")
+#: Before distributed init is over, no memory has been set aside: only what the GPUs say to each other can be at fault.
+_STALL_CURES: Final = {Phase.DISTRIBUTED_INIT: frozenset({Kind.TRANSPORT, Kind.GPUS})}
 _STALL_ADVICE: Final = {
     Phase.BOOT: "the engine hangs before it reaches the GPUs: look at imports on a slow or hung file system",
     Phase.DISTRIBUTED_INIT: (
@@ -162,22 +165,26 @@ class Clue:
     error: str = ""
 
 
-def look(clue: Clue, message: str) -> Clue:
-    """Add one message to what is known. The first root cause stands: what follows it is its consequence."""
-    if _HARMLESS.match(message):
+def look(clue: Clue, line: Line) -> Clue:
+    """Add one line to what is known. Only errors count: warnings name the same causes and are survived. The first root
+    cause stands: what follows it is its consequence."""
+    message = line.message
+    named = engine_log.names_an_error(message)
+    if not (named or line.level is Level.ERROR) or _HARMLESS.match(message):
         return clue
     if not clue.cause:
         for signature in _SIGNATURES:
             if signature.pattern.search(message):
                 return Clue(cause=signature.cause, line=message.strip(), error=clue.error or message.strip())
-    if not clue.error and engine_log.names_an_error(message) and not _CASCADE.search(message):
+    if not clue.error and named and not _CASCADE.search(message):
         return Clue(cause=clue.cause, line=clue.line, error=message.strip())
     return clue
 
 
 def of_stall(stalled: Stalled, clue: Clue) -> Diagnosis:
-    """Nothing moves any more. An error that the engine printed before explains more than the silence after it."""
-    if named := _named(clue):
+    """Nothing moves any more. A cause that the engine named explains more than the silence after it, unless it says that
+    nothing can help: then the engine would have ended."""
+    if (named := _named(clue)) is not None and not named.hopeless:
         return named
     phase = stalled.phase.label
     spinning = {True: ", while something spins", False: "", None: ""}[stalled.spinning]
@@ -187,6 +194,7 @@ def of_stall(stalled: Stalled, clue: Clue) -> Diagnosis:
         summary=f"stalled in {phase}: nothing moved for {stalled.idle_s:.0f} s{spinning}",
         advice=_STALL_ADVICE[stalled.phase],
         evidence=(*stalled.evidence, *([f'error before: "{clue.error}"'] if clue.error else [])),
+        cures=_STALL_CURES.get(stalled.phase, ANY_RUNG),
     )
 
 
@@ -206,15 +214,18 @@ def of_exit(status: int, phase: Phase, clue: Clue, *, retries: int) -> Diagnosis
     )
 
 
-def of_death(what: str, clue: Clue, *, retries: int) -> Diagnosis:
-    """A serving engine died or stopped answering; `what` says which."""
+def of_death(what: str, clue: Clue) -> Diagnosis:
+    """A serving engine died or stopped answering; `what` says which. `clue` is from its last words."""
+    named = _named(clue)
     return Diagnosis(
-        cause="died-while-serving",
+        cause=named.cause if named else "died-while-serving",
         outcome="died",
         summary=what + (f": {clue.error}" if clue.error else ""),
-        advice="read the engine's last lines (mgpuctl logs) and the kernel's log for Xid errors",
+        advice=named.advice
+        if named
+        else "read the engine's last lines (mgpuctl logs) and the kernel's log for Xid errors",
         evidence=(f'error: "{clue.error}"',) if clue.error else (),
-        plain_retries=retries,
+        cures=named.cures if named and named.cures else ANY_RUNG,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 from mgpu_llm.core import decision, starting
 from mgpu_llm.core.diagnosis import Diagnosis
@@ -45,10 +45,12 @@ from mgpu_llm.core.states import (
     Try,
 )
 
+EndingState = TypeVar("EndingState", Terminating, Killing)
+
 
 def kill_load(state: Starting, at: float, then: Next, why: str, policy: Policy) -> Step:
     """End a loading engine on request. It is not asked first: it would swallow SIGTERM, and has nothing to drain."""
-    run = state.run.closed(ended(state.run, state.since, state.progress.phase.label, at, None, policy))
+    run = state.run.closed(ended(state.run, state.since, state.progress.phase.label, at, None, policy)).asked_anew()
     effects = (_announced(why), *_last_word(then), KillEngine(attempt=run.attempt))
     return Killing(run=run, since=at, then=then, why=why), effects
 
@@ -96,6 +98,8 @@ def terminating(state: Terminating, event: Event, policy: Policy) -> Step:
         case StopRequested():
             # Asked twice: whoever asks does not want to wait for the grace to pass.
             return replace(killing, then=_rest(state.then, event)), (*_stopping(event), kill)
+        case RestartRequested() | StartRequested():
+            return _asked_back(state), ()
         case _:
             return state, ()
 
@@ -113,10 +117,17 @@ def killing(state: Killing, event: Event, policy: Policy) -> Step:
             return _stuck(state, event)
         case StopRequested():
             return replace(state, then=_rest(state.then, event)), _stopping(event)
-        case RestartRequested() | StartRequested() if isinstance(state.then, Rest) and not state.then.final:
-            return replace(state, then=Try(rung=0, delay_s=0.0)), ()
+        case RestartRequested() | StartRequested():
+            return _asked_back(state), ()
         case _:
             return state, ()
+
+
+def _asked_back(state: EndingState) -> EndingState:
+    """Somebody wants it to run again before it has ended; that a daemon's own end is under way weighs more."""
+    if not isinstance(state.then, Rest) or state.then.final:
+        return state
+    return replace(state, run=state.run.asked_anew(), then=Try(rung=0, delay_s=0.0))
 
 
 def _stuck(state: Killing, event: EngineStuck) -> Step:

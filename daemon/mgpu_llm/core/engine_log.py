@@ -74,6 +74,7 @@ _GRAPHS: Final = re.compile(r"Capturing (?:CUDA graph|cudagraph)[^%|]*\d+%\|[^|]
 _SERVING: Final = re.compile(r"Application startup complete|Uvicorn running on")
 #: Pattern -> the phase in which the engine is once it has said so.
 _PHASES: Final = (
+    (re.compile(r"vLLM API server version|non-default args:|Initializing a V[01] LLM engine \(v"), Phase.BOOT),
     (re.compile(r"world_size=\d+ rank=\d+ local_rank=|vLLM is using nccl=="), Phase.DISTRIBUTED_INIT),
     (re.compile(r"rank \d+ in world size \d+ is assigned as|Starting to load model |Loading model from scratch"), Phase.WEIGHTS),
     (

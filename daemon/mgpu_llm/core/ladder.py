@@ -104,7 +104,7 @@ def from_config(base: Launch, entries: Sequence[CustomRung]) -> tuple[Rung, ...]
 
 
 def fewer(tensor_parallel: int, heads: Heads) -> tuple[int, ...]:
-    """Smaller tensor-parallel sizes that vLLM accepts for the model, largest first. Unknown heads: halves only, which
+    """Smaller tensor-parallel sizes that vLLM accepts for the model, largest first. Unknown heads: its divisors, which
     divide the heads of every model that the larger size divided."""
     sizes = range(tensor_parallel - 1, 0, -1)
     if heads.attention is None:

@@ -73,7 +73,6 @@ class Progress:
 
     started_at: float
     phase: Phase = Phase.BOOT
-    phase_since: float = 0.0
     shards: Count | None = None
     graphs: Count | None = None
     serving: bool = False
@@ -99,7 +98,7 @@ class Progress:
 
 def begin(at: float) -> Progress:
     """The heartbeat of an engine spawned at `at`."""
-    return Progress(started_at=at, phase_since=at)
+    return Progress(started_at=at)
 
 
 def after_line(progress: Progress, event: LineRead) -> Progress:
@@ -112,10 +111,10 @@ def after_line(progress: Progress, event: LineRead) -> Progress:
     if facts.phase is not None:
         changed = replace(changed, spoke_known_words=True)
         if facts.phase > progress.phase:
-            changed, moved = replace(changed, phase=facts.phase, phase_since=event.at), {"phase"}
-    if facts.shards is not None and _more(progress.shards, facts.shards):
+            changed, moved = replace(changed, phase=facts.phase), {"phase"}
+    if facts.shards is not None and facts.shards != progress.shards:
         changed, moved = replace(changed, shards=facts.shards), moved | {"shards"}
-    if facts.graphs is not None and _more(progress.graphs, facts.graphs):
+    if facts.graphs is not None and facts.graphs != progress.graphs:
         changed, moved = replace(changed, graphs=facts.graphs), moved | {"graphs"}
     if facts.serving and not progress.serving:
         changed, moved = replace(changed, serving=True), moved | {"serving"}
@@ -214,8 +213,3 @@ def _with_movement(progress: Progress, at: float, moved: set[str]) -> Progress:
     if not moved:
         return progress
     return replace(progress, moved={**progress.moved, **dict.fromkeys(moved, at)}, quiet_s=0.0)
-
-
-def _more(before: Count | None, now: Count) -> bool:
-    """More of the same series, or a new series (another total, or a bar that starts again below where it stood)."""
-    return before is None or now != before

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from mgpu_llm.core import diagnosis, progress
-from mgpu_llm.core.diagnosis import Diagnosis
+from mgpu_llm.core.diagnosis import Clue, Diagnosis
 from mgpu_llm.core.effects import Announce, Effect, Level, ProbeHealth
 from mgpu_llm.core.engine_log import parse
 from mgpu_llm.core.events import (
@@ -20,6 +21,9 @@ from mgpu_llm.core.events import (
 )
 from mgpu_llm.core.states import Policy, Ready, State
 
+#: An engine that dies needs up to about 15 s from its first error to its end (vLLM 0.32.0).
+LAST_WORDS_S: Final = 30.0
+
 Outcome = tuple[State, tuple[Effect, ...]] | Diagnosis
 
 
@@ -29,13 +33,13 @@ def take(state: Ready, event: Event, policy: Policy) -> Outcome:
         case EngineExited():
             # vLLM exits with code 0 when its engine core dies while serving, so the code proves nothing.
             how = f"the engine ended while serving with {diagnosis.describe_status(event.status)}"
-            return diagnosis.of_death(how, state.clue, retries=policy.deaths)
+            return diagnosis.of_death(how, _last_words(state, event.at))
         case HealthProbed():
             return _after_probe(state, event, policy)
         case Ticked() if not state.probing and event.at >= state.probe_at:
             return replace(state, probing=True), (ProbeHealth(attempt=state.run.attempt),)
         case LineRead():
-            return replace(state, clue=diagnosis.look(state.clue, parse(event.text).message)), ()
+            return _after_line(state, event), ()
         case ProcessesSampled():
             return replace(state, progress=progress.after_processes(state.progress, event)), ()
         case GpusSampled():
@@ -46,6 +50,17 @@ def take(state: Ready, event: Event, policy: Policy) -> Outcome:
             return state, ()
 
 
+def _after_line(state: Ready, event: LineRead) -> Ready:
+    before = _last_words(state, event.at)
+    clue = diagnosis.look(before, parse(event.text))
+    return state if clue == before else replace(state, clue=clue, clue_at=event.at)
+
+
+def _last_words(state: Ready, at: float) -> Clue:
+    """What the engine's errors of the last seconds gave away. A request that failed weeks ago explains no death."""
+    return state.clue if at - state.clue_at <= LAST_WORDS_S else Clue()
+
+
 def _after_probe(state: Ready, event: HealthProbed, policy: Policy) -> Outcome:
     after = replace(state, probing=False, probe_at=event.at + policy.probe_interval_s)
     if event.healthy:
@@ -53,6 +68,6 @@ def _after_probe(state: Ready, event: HealthProbed, policy: Policy) -> Outcome:
     failed = state.failed_probes + 1
     if failed >= policy.failed_probes:
         what = f"{failed} health probes in a row failed, the last with: {event.detail}"
-        return diagnosis.of_death(what, state.clue, retries=policy.deaths)
+        return diagnosis.of_death(what, _last_words(state, event.at))
     facts = {"failed": failed, "of": policy.failed_probes, "detail": event.detail}
     return replace(after, failed_probes=failed), (Announce(name="engine.unhealthy", level=Level.WARNING, facts=facts),)

@@ -23,6 +23,9 @@ DEFAULT_PATIENCE_S: Final[Mapping[Phase, float]] = {
 }
 #: Without GPU memory one signal of the heartbeat is missing; what it would have shown may still be happening.
 UNOBSERVED_GPU_FACTOR: Final = 3.0
+#: An engine that has named the cause of its failure only has to end: vLLM's longest tear-down is about 15 s (0.32.0,
+#: a worker killed during the load).
+FAILED_PATIENCE_S: Final = 30.0
 #: A process spins from this share of a core on, taken over the whole quiet. On a busy host it may not get a whole one.
 SPINNING: Final = 0.5
 
@@ -49,12 +52,15 @@ class Stalled:
 Verdict = Moving | Stalled
 
 
-def judge(progress: Progress, patience: Mapping[Phase, float], *, has_gpus: bool) -> Verdict:
+def judge(progress: Progress, patience: Mapping[Phase, float], *, has_gpus: bool, failed: bool = False) -> Verdict:
     """Judge by the observed quiet (see `Progress.quiet_s`), never by the wall clock.
 
     `has_gpus`: the launch uses GPUs, so that their absence from the samples means something is unobserved.
+    `failed`: the engine has said why it fails, and should end by itself.
     """
     allowed_s = patience_now(progress, patience, has_gpus=has_gpus)
+    if failed:
+        allowed_s = min(allowed_s, FAILED_PATIENCE_S)
     if progress.quiet_s < allowed_s:
         return Moving(idle_s=progress.quiet_s, patience_s=allowed_s)
     return Stalled(
@@ -75,9 +81,9 @@ def patience_now(progress: Progress, patience: Mapping[Phase, float], *, has_gpu
 def _spinning(progress: Progress) -> bool | None:
     """Whether somebody burns a core or a whole GPU although nothing moves; None when nobody looked."""
     utilisation = [gpu.utilisation_percent for gpu in progress.gpus if gpu.utilisation_percent is not None]
-    if utilisation:
-        return max(utilisation) >= 95
-    return any(share >= SPINNING for share in progress.busy.values()) if progress.busy else None
+    if not utilisation and not progress.busy:
+        return None
+    return max(utilisation, default=0) >= 95 or max(progress.busy.values(), default=0.0) >= SPINNING
 
 
 def _evidence(progress: Progress) -> tuple[str, ...]:

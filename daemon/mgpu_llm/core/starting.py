@@ -17,7 +17,7 @@ from mgpu_llm.core.effects import (
     ProbeHealth,
     SpawnEngine,
 )
-from mgpu_llm.core.engine_log import parse
+from mgpu_llm.core.engine_log import Phase, parse
 from mgpu_llm.core.events import (
     CompletionProbed,
     EngineExited,
@@ -86,7 +86,7 @@ def take(state: Starting, event: Event, policy: Policy) -> Outcome:
 def _after_line(state: Starting, event: LineRead) -> Outcome:
     before = state.progress
     now = progress.after_line(before, event)
-    changed = replace(state, progress=now, clue=diagnosis.look(state.clue, parse(event.text).message))
+    changed = replace(state, progress=now, clue=diagnosis.look(state.clue, parse(event.text)))
     effects = list[Effect]()
     if now.phase > before.phase:
         facts = {"phase": now.phase.label, "attempt": state.run.attempt, "after_s": round(event.at - state.since, 1)}
@@ -107,8 +107,9 @@ def _after_sample(state: Starting, event: ProcessesSampled | GpusSampled | GpusU
 
 def _after_gpus_unobserved(state: Starting, event: GpusUnobserved) -> Step:
     changed = replace(state, progress=progress.after_gpus_unobserved(state.progress, event))
-    if state.progress.gpus_unobserved:
+    if state.warned_unobserved:
         return changed, ()
+    changed = replace(changed, warned_unobserved=True)
     facts = {
         "why": event.reason,
         "consequence": "GPU memory does not count as progress, patience is three times as long",
@@ -118,7 +119,7 @@ def _after_gpus_unobserved(state: Starting, event: GpusUnobserved) -> Step:
 
 def _after_tick(state: Starting, event: Ticked, policy: Policy) -> Outcome:
     has_gpus = policy.rungs[state.run.rung].launch.gpus is not None
-    verdict = stall.judge(state.progress, policy.patience, has_gpus=has_gpus)
+    verdict = stall.judge(state.progress, policy.patience, has_gpus=has_gpus, failed=bool(state.clue.cause))
     if isinstance(verdict, stall.Stalled):
         return diagnosis.of_stall(verdict, state.clue)
     effects = list[Effect]()
@@ -126,11 +127,18 @@ def _after_tick(state: Starting, event: Ticked, policy: Policy) -> Outcome:
     if state.progress.last_moved_at > state.extended_at and event.at - state.extended_at >= EXTEND_EVERY_S:
         effects.append(ExtendTimeout(seconds=verdict.patience_s + EXTEND_SLACK_S))
         changed = replace(changed, extended_at=event.at)
-    if not state.probing and event.at >= state.probe_at and state.pid is not None:
+    if not state.probing and event.at >= state.probe_at and _may_serve(state):
         probe = ProbeCompletion if state.healthy else ProbeHealth
         effects.append(probe(attempt=state.run.attempt))
         changed = replace(changed, probing=True)
     return changed, tuple(effects)
+
+
+def _may_serve(state: Starting) -> bool:
+    """Whether to ask for service now. Whatever answers before the engine can is not the engine. One whose log says
+    nothing known is asked all along, as nothing else tells when it serves."""
+    heart = state.progress
+    return state.pid is not None and (heart.phase is Phase.API or not heart.spoke_known_words)
 
 
 def _after_completion(state: Starting, event: CompletionProbed, policy: Policy) -> Outcome:

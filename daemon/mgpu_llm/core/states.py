@@ -48,16 +48,20 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What lasts over attempts. `tries` counts attempts since the engine last served, `tries_on_rung` those on this rung;
-    `deaths` are the times at which a serving engine died."""
+    """What lasts over attempts. `tries` counts attempts since the engine last served or somebody asked for it,
+    `tries_on_rung` those on this rung; `deaths` counts engines in a row that died soon after they had begun to serve."""
 
     attempt: int = 0
     rung: int = 0
     tries: int = 0
     tries_on_rung: int = 0
-    deaths: tuple[float, ...] = ()
+    deaths: int = 0
     ended: tuple[Ended, ...] = ()
     lines_dropped: int = 0
+
+    def asked_anew(self) -> Run:
+        """Somebody wants it to run: what failed before does not count against the new attempts."""
+        return replace(self, tries=0, tries_on_rung=0, deaths=0)
 
     def closed(self, ended: Ended) -> Run:
         return replace(self, ended=(*self.ended, ended)[-LONGEST_HISTORY:])
@@ -107,6 +111,7 @@ class Starting:
     probing: bool = False
     probe_at: float = 0.0
     extended_at: float = 0.0
+    warned_unobserved: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +124,7 @@ class Ready:
     progress: Progress
     pid: int | None
     clue: Clue = field(default_factory=Clue)
+    clue_at: float = 0.0
     failed_probes: int = 0
     probing: bool = False
     probe_at: float = 0.0

@@ -65,7 +65,7 @@ def step(state: State, event: Event, policy: Policy) -> Step:
 def _stopped(state: Stopped, event: Event, policy: Policy) -> Step:
     match event:
         case StartRequested() | RestartRequested():
-            return starting.begin(replace(state.run, tries=0, tries_on_rung=0, deaths=()), 0, event.at, policy)
+            return starting.begin(state.run.asked_anew(), 0, event.at, policy)
         case StopRequested(final=True):
             return state, (NotifyStopping(), Exit(status=0))
         case _:
@@ -107,11 +107,11 @@ def _ready(state: Ready, event: Event, policy: Policy) -> Step:
 
 def _died(state: Ready, at: float, found: Diagnosis, policy: Policy) -> Step:
     run = state.run.closed(ending.ended(state.run, state.spawned_at, "serving", at, found, policy))
-    recent = tuple(death for death in run.deaths if at - death < policy.deaths_window_s)
-    run = replace(run, deaths=(*recent, at))
+    lasted = at - state.since >= policy.deaths_window_s
+    run = replace(run, deaths=1 if lasted else run.deaths + 1)
     then = decision.after_death(run, found, policy)
     if isinstance(then, Try) and then.rung != run.rung:
-        run = replace(run, deaths=())
+        run = replace(run, deaths=0)
     return ending.after_verdict(run, at, found, then, policy)
 
 
@@ -120,7 +120,7 @@ def _backoff(state: Backoff, event: Event, policy: Policy) -> Step:
         case Ticked() if event.at >= state.until:
             return starting.begin(state.run, state.rung, event.at, policy)
         case StartRequested() | RestartRequested():
-            return starting.begin(state.run, state.rung, event.at, policy)
+            return starting.begin(state.run.asked_anew(), state.rung, event.at, policy)
         case StopRequested():
             last = (NotifyStopping(), Exit(status=0)) if event.final else (Announce(name="engine.stopped"),)
             return Stopped(run=state.run), last
