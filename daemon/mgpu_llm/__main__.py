@@ -26,6 +26,7 @@ from mgpu_llm.adapters.gpus import Gpus
 from mgpu_llm.adapters.health import Probes
 from mgpu_llm.adapters.systemd import SystemdNotifier, watchdog_interval_s
 from mgpu_llm.config import checks, files, parse
+from mgpu_llm.config.listener import trouble
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.config.problem import ConfigProblem, render
 from mgpu_llm.core.effects import Exit
@@ -158,7 +159,8 @@ async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console) -> E
         notifier=notifier,
         console=console,
         watchdog_interval_s=watchdog_interval_s(os.environ),
-        engine_socket=Path(plan.endpoint.uds) if plan.endpoint.uds else None,
+        engine_socket=Path(plan.listening.uds) if plan.listening.uds else None,
+        address_trouble=lambda: trouble(plan.listening),
     )
     runner = Runner(plan.policy, plan.server, plan.identity, os.environ, clock, events, outside)
     async with control_socket.serving(runtime_dir, runner):

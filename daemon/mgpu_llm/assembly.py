@@ -8,7 +8,7 @@ from pathlib import Path
 
 import mgpu_llm
 from mgpu_llm.config import launching
-from mgpu_llm.config.endpoint import endpoint
+from mgpu_llm.config.endpoint import Listening, endpoint, listening
 from mgpu_llm.config.model import model_heads
 from mgpu_llm.config.schema import Config
 from mgpu_llm.core.endpoint import Endpoint
@@ -26,6 +26,7 @@ class Plan:
     server: Server
     identity: Identity
     endpoint: Endpoint
+    listening: Listening
     runtime_dir: Path
     uuids: Mapping[str, str]
 
@@ -43,6 +44,7 @@ def plan(config: Config, uuids: Mapping[str, str] | None, environ: Mapping[str, 
         server=server,
         identity=Identity(version=mgpu_llm.__version__, model=config.model.served_name or server.model, url=where.url),
         endpoint=where,
+        listening=listening(config),
         runtime_dir=Path(config.daemon.runtime_dir),
         uuids=uuids or {},
     )

@@ -35,6 +35,7 @@ from mgpu_llm.core.effects import (
 from mgpu_llm.core.events import (
     CompletionProbed,
     EngineGone,
+    EngineSpawnFailed,
     Event,
     HealthProbed,
     LineRead,
@@ -65,7 +66,9 @@ class Outside:
     console: Console
     watchdog_interval_s: float | None
     #: The Unix socket on which the engine listens, if it does: vLLM does not remove one that a killed engine left.
-    engine_socket: Path | None = None
+    engine_socket: Path | None
+    #: Why the engine could not listen where it shall, "" if it could. May take a second.
+    address_trouble: Callable[[], str]
 
 
 class Runner:
@@ -192,6 +195,13 @@ class Runner:
         argv = launch.argv(self._server, effect.launch)
         environment = launch.environment(self._environment, effect.launch)
         log.info("engine.command", attempt=effect.attempt, argv=launch.shown(argv))
+        # Two servers of one user may share a port (vLLM up to 0.20 sets SO_REUSEPORT): the other would get our probes.
+        if why := await asyncio.to_thread(outside.address_trouble):
+            reason = f"cannot listen on {self._identity.url}: {why}; free it, or set another engine.port"
+            self._events.put_nowait(
+                EngineSpawnFailed(at=self._clock(), attempt=effect.attempt, reason=reason, hopeless=False)
+            )
+            return
         if outside.engine_socket is not None:
             outside.engine_socket.unlink(missing_ok=True)
         await outside.engine.spawn(effect.attempt, argv, environment)

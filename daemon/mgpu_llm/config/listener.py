@@ -10,10 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from mgpu_llm.config.endpoint import reachable
+from mgpu_llm.config.endpoint import Listening, reachable
 
 _CONNECT_TIMEOUT_S: Final = 1.0
 _LISTENING: Final = "0A"  # TCP_LISTEN, include/net/tcp_states.h
+
+
+def trouble(where: Listening) -> str:
+    """Why vLLM could not listen there, "" if it could. Waits for a connection, 1 s at most."""
+    return socket_trouble(where.uds) if where.uds is not None else port_trouble(where.host, where.port)
 
 
 def port_trouble(host: str, port: int, proc: Path = Path("/proc")) -> str:

@@ -235,7 +235,7 @@ def of_spawn(reason: str, *, hopeless: bool) -> Diagnosis:
         cause="cannot-spawn",
         outcome="crashed",
         summary=reason,
-        advice="correct engine.command or engine.python",
+        advice="correct what it names: engine.command, engine.python or engine.port",
         cures=NO_RUNG,
         plain_retries=0 if hopeless else 2,
         hopeless=hopeless,

@@ -30,7 +30,6 @@ from mgpu_llm.core.events import (
     ProcessSample,
 )
 
-SECOND_SIGTERM_S = 1.5
 #: Looking at what processes have mapped may wait on one that is stuck: this long, then we do without.
 LOOK_S = 2.0
 CLEAN_S = 10.0
@@ -50,7 +49,6 @@ class _Attempt:
     sockets: Path | None
     exited: bool = False
     rendezvous: set[str] = field(default_factory=set)
-    second_sigterm: asyncio.TimerHandle | None = None
 
 
 class EngineProcess:
@@ -120,6 +118,7 @@ class EngineProcess:
             )
             undo.pop_all()
         output.close_write_end()
+        _first_to_go_without_memory(popen.pid)
         pidfd = os.pidfd_open(popen.pid)
         tree = group or WalkedTree(_stat_of_child(popen.pid), lambda pid: tags.is_marked(pid, tag))
         self._attempt = _Attempt(
@@ -130,15 +129,13 @@ class EngineProcess:
         asyncio.get_running_loop().add_reader(pidfd, self._notice_exit, self._attempt)
 
     def terminate(self) -> None:
-        """SIGTERM to the top process, and a second one when it is still there after 1.5 s: during a load vLLM swallows
-        the first (0.11 to 0.33). Never to the group: without its workers a loading API server waits for 600 s."""
+        """SIGTERM to the top process: a serving vLLM then finishes or aborts what it does and ends. One that loads swallows
+        it (0.11 to 0.33) and has nothing to finish: kill it. Never to the group: without its workers a loading API server
+        waits for 600 s."""
         attempt = self._attempt
-        if attempt is None or attempt.exited:
-            return
-        self._send(attempt, signal.SIGTERM)
-        if attempt.second_sigterm is None:
-            loop = asyncio.get_running_loop()
-            attempt.second_sigterm = loop.call_later(SECOND_SIGTERM_S, self._send, attempt, signal.SIGTERM)
+        if attempt is not None and not attempt.exited:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(attempt.pidfd, signal.SIGTERM)
 
     async def kill(self, deadline_s: float) -> None:
         """End every process and remove what they left. Answered by EngineGone, or by EngineStuck when some outlive
@@ -202,12 +199,6 @@ class EngineProcess:
         status = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
         self._emit(EngineExited(at=self._clock(), attempt=attempt.number, status=status))
 
-    def _send(self, attempt: _Attempt, number: signal.Signals) -> None:
-        attempt.second_sigterm = None
-        if not attempt.exited:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(attempt.pidfd, number)
-
     async def _kill_all(self, attempt: _Attempt, deadline: float) -> tuple[Stat, ...]:
         pause_s = PASS_S
         while left := attempt.tree.kill():
@@ -218,8 +209,6 @@ class EngineProcess:
         return ()
 
     async def _clean_up(self, attempt: _Attempt) -> tuple[str, ...]:
-        if attempt.second_sigterm is not None:
-            attempt.second_sigterm.cancel()
         os.close(attempt.pidfd)
         attempt.popen.wait()
         remarks = await aside(attempt.memory.remove, CLEAN_S)
@@ -237,6 +226,15 @@ def adopt_orphans(wanted: bool) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0) != 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
+
+
+def _first_to_go_without_memory(pid: int) -> None:
+    """A unit may protect the daemon from the kernel's OOM killer (OOMScoreAdjust); the engine must not inherit that: it
+    has the memory, and the daemon is what brings it back."""
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+    if own < 0:
+        with contextlib.suppress(OSError):  # it has ended already
+            Path(f"/proc/{pid}/oom_score_adj").write_text("0")
 
 
 def _stat_of_child(pid: int) -> Stat:
