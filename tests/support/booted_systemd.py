@@ -204,6 +204,8 @@ def booted_systemd() -> Iterator[BootedSystemd]:
         )
         with keeper:  # leaving it closes the keeper's input and waits for its end
             pid = _wait_until_booted(keeper, notify, log)
+            # PID 1 goes on telling it about every unit, and blocks for good once nobody reads and the queue is full.
+            notify.close()
             booted = BootedSystemd(pid=pid, cgroup=cgroup)
             _open_to_every_user(booted)
             yield booted
