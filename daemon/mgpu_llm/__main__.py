@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -43,12 +42,13 @@ BAD_CONFIG: Final = 78
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
 class CannotStartError(Exception):
     """The daemon cannot run: `message` for the operator, `status` for systemd."""
 
-    status: int
-    message: str
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,6 +77,10 @@ def main(config_file: Path, *, check: bool) -> None:
         # The first line is what `systemctl status` shows of a start that failed.
         notifier.status(problem.message.partition("\n")[0])
         sys.exit(problem.status)
+    except Exception as fault:
+        log.exception("daemon.fault", error=f"{type(fault).__name__}: {fault}")
+        notifier.status(f"a fault in mgpud: {type(fault).__name__}: {fault}")
+        sys.exit(FAULT)
 
 
 async def _check(config_file: Path) -> int:
