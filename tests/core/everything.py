@@ -69,7 +69,7 @@ HISTORY = tuple(
     Ended(number=n, rung="base", outcome="crashed", phase="boot", ended_at=10.0 * n, duration_s=9.0, diagnosis=FAILURE)
     for n in range(1, 4)
 )
-RUN = Run(attempt=4, rung=1, tries=3, tries_on_rung=1, deaths=(NOW - 5, NOW - 4), ended=HISTORY)
+RUN = Run(attempt=4, rung=1, tries=3, tries_on_rung=1, deaths=2, ended=HISTORY)
 LAST_RUN = replace(RUN, rung=len(POLICY.rungs) - 1, tries=POLICY.attempts, tries_on_rung=9)
 LOADED = loading().state
 

@@ -27,6 +27,9 @@ def run(**changes: int) -> Run:
     return replace(Run(attempt=1, rung=0, tries=1, tries_on_rung=1, ended=(ended(1),)), **changes)  # type: ignore[arg-type]
 
 
+DEATH = replace(CRASH, cause="died-while-serving", outcome="died", summary="it died", plain_retries=0)
+
+
 @pytest.mark.parametrize(
     ("failures", "waited"), [(0, 2.0), (1, 2.0), (2, 4.0), (3, 8.0), (5, 32.0), (6, 60.0), (10_000, 60.0)]
 )
@@ -38,10 +41,13 @@ def test_no_wait_stays_no_wait() -> None:
     assert delay_s(5, first_s=0.0, ceiling_s=60.0) == 0.0
 
 
-def test_what_is_hopeless_is_not_tried_again_even_where_rungs_and_attempts_are_left() -> None:
-    then = after_failed_load(run(), replace(CRASH, hopeless=True), POLICY)
+@pytest.mark.parametrize(("rung", "status"), [(0, 65), (1, 69), (LAST, 69)])
+def test_what_is_hopeless_is_not_tried_again_and_is_the_admins_mistake_only_on_the_base_rung(
+    rung: int, status: int
+) -> None:
+    then = after_failed_load(run(rung=rung), replace(CRASH, hopeless=True), POLICY)
     assert isinstance(then, Fail)
-    assert then.status == 65
+    assert then.status == status
     assert "no retry can help" in then.message
 
 
@@ -71,9 +77,16 @@ def test_the_number_of_attempts_is_a_limit_of_its_own() -> None:
 
 
 def test_deaths_below_the_limit_wait_longer_each_time() -> None:
-    assert after_death(replace(run(), deaths=(1.0,)), CRASH, POLICY) == Try(rung=0, delay_s=2.0)
-    assert after_death(replace(run(), deaths=(1.0, 2.0)), CRASH, POLICY) == Try(rung=0, delay_s=4.0)
-    assert after_death(replace(run(), deaths=(1.0, 2.0, 3.0)), CRASH, POLICY) == Try(rung=1, delay_s=0.0)
+    assert after_death(run(deaths=1), DEATH, POLICY) == Try(rung=0, delay_s=2.0)
+    assert after_death(run(deaths=2), DEATH, POLICY) == Try(rung=0, delay_s=4.0)
+    assert after_death(run(deaths=3), DEATH, POLICY) == Try(rung=1, delay_s=0.0)
+
+
+def test_at_the_limit_of_deaths_their_cause_chooses_the_rung() -> None:
+    memory = replace(DEATH, cures=frozenset({Kind.MEMORY}))
+    assert after_death(run(deaths=2), memory, POLICY) == Try(rung=0, delay_s=4.0)
+    assert after_death(run(deaths=3), memory, POLICY) == Try(rung=2, delay_s=0.0)
+    assert isinstance(after_death(run(deaths=3, rung=3), memory, POLICY), Fail)
 
 
 def test_attempts_are_counted_in_all_in_a_row_and_on_their_rung() -> None:
@@ -102,6 +115,24 @@ def test_attempts_from_before_the_engine_served_are_not_in_the_last_word() -> No
     told = final_message(replace(run(tries=1), ended=(ended(1), ended(2))), "nothing helped")
     assert "attempt 2" in told
     assert "attempt 1" not in told
+
+
+def test_the_last_word_names_every_death_in_the_row_and_what_failed_between_them_and_nothing_before() -> None:
+    told = replace(
+        run(tries=0, deaths=2),
+        ended=(ended(1, DEATH), ended(2), ended(3, DEATH), ended(4), ended(5, None), ended(6, DEATH)),
+    )
+    assert final_message(told, "it dies") == (
+        "gave up: it dies; attempt 3 (base, 61 s): it died; attempt 4 (base, 61 s): it ended; "
+        "attempt 6 (base, 61 s): it died. What to do: read the log"
+    )
+    all_three = final_message(replace(told, deaths=3), "it dies")
+    assert [f"attempt {number} " in all_three for number in (1, 2, 3, 4, 5, 6)] == [True, True, True, True, False, True]
+
+
+def test_the_last_word_after_deaths_names_the_failed_loads_since_then_too() -> None:
+    told = final_message(replace(run(tries=2, deaths=1), ended=(ended(1), ended(2, DEATH), ended(3), ended(4))), "no")
+    assert [f"attempt {number} " in told for number in (1, 2, 3, 4)] == [False, True, True, True]
 
 
 def test_a_last_word_without_a_failed_attempt_has_no_advice() -> None:

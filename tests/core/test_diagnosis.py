@@ -18,7 +18,7 @@ from tests.support import recordings
 def clue_of(*texts: str) -> Clue:
     clue = Clue()
     for text in texts:
-        clue = look(clue, parse(text).message)
+        clue = look(clue, parse(text))
     return clue
 
 
@@ -44,7 +44,7 @@ MATCHES = {
     ],
     "port-in-use": [
         "OSError: [Errno 98] Address already in use",
-        "[Errno 98] error while attempting to bind on address ('0.0.0.0', 8000)",
+        "(APIServer pid=702) ERROR:    [Errno 98] error while attempting to bind on address ('0.0.0.0', 8000)",
     ],
     "bad-arguments": [
         BAD_FLAG,
@@ -55,7 +55,8 @@ MATCHES = {
     "model-not-found": [
         "huggingface_hub.errors.HFValidationError: Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/x/y/z'",
         "OSError: no/such is not a local folder and is not a valid model identifier listed on 'https://huggingface.co/models'",
-        "Repository Not Found for url: https://huggingface.co/api/models/no/such.",
+        "(EngineCore pid=9) ERROR 11-22 10:00:00 [core.py:1] Repository Not Found for url: https://huggingface.co/api/models/no/such.",
+        "(APIServer pid=702) huggingface_hub.errors.RepositoryNotFoundError: 401 Client Error. (Request ID: Root=1-6)",
         "ValueError: Invalid repository ID or local directory specified: '/models/none'.",
         "huggingface_hub.errors.LocalEntryNotFoundError: Cannot find an appropriate cached snapshot folder",
         "RuntimeError: Cannot find any model weights with `/models/empty`",
@@ -66,17 +67,20 @@ MATCHES = {
         "RuntimeError: Weight files referenced in index but missing on disk: model-00002-of-00004.safetensors",
     ],
     "model-refused": [
-        "Value error, Total number of attention heads (28) must be divisible by tensor parallel size (3).",
+        "(APIServer pid=702)   Value error, Total number of attention heads (28) must be divisible by tensor parallel size (3).",
+        "  Value error, User-specified max_model_len (99999) is greater than the derived max_model_len",
         "ValueError: User-specified max_model_len (99999) is greater than the derived max_model_len",
         "ValueError: Model architectures ['NewForCausalLM'] are not supported for now.",
-        "Please pass the argument `trust_remote_code=True` to allow custom code to be run.",
+        "(EngineCore pid=9) ERROR 11-22 10:00:00 [core.py:1] Please pass the argument `trust_remote_code=True` to allow custom "
+        "code to be run.",
+        "ValueError: The repository /models/own contains custom code which must be executed to correctly load the model.",
         "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least 8.0.",
     ],
     "driver": [
         "RuntimeError: Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized",
         "RuntimeError: The NVIDIA driver on your system is too old (found version 11040).",
         "RuntimeError: CUDA error: no kernel image is available for execution on the device",
-        "CUDA driver version is insufficient for CUDA runtime version",
+        "RuntimeError: CUDA error: CUDA driver version is insufficient for CUDA runtime version",
     ],
 }
 #: Lines of healthy starts, and lines that only resemble a cause.
@@ -88,7 +92,10 @@ QUIET = {
     "no-kv-memory": ["INFO 11-22 10:21:31 [gpu_worker.py:560] Available KV cache memory: 117.78 GiB"],
     "cuda-out-of-memory": [
         "WARNING 02-22 19:54:23 [arg_utils.py:1161] The model has a long context length (131072). This may cause OOM errors "
-        "during the initial memory profiling phase"
+        "during the initial memory profiling phase",
+        "(Worker_TP0 pid=9) WARNING 11-22 10:00:00 [x.py:1] CUDA out of memory while profiling, trying a smaller batch",
+        "(Worker_TP0 pid=9) INFO 11-22 10:00:00 [x.py:1] caught CUDA out of memory, retrying",
+        "CUDA out of memory",
     ],
     "port-in-use": ["WARNING 11-22 10:00:00 [x.py:1] fd limit errors like `OSError: [Errno 24] Too many open files`"],
     "bad-arguments": ["INFO 11-22 10:00:00 [x.py:1] non-default args: {'arguments': 'unrecognized'}"],
@@ -159,7 +166,7 @@ def test_a_named_cause_wins_over_an_error_that_came_before_it() -> None:
 
 
 def test_an_error_after_the_named_cause_is_not_lost_where_none_was_known() -> None:
-    clue = look(Clue(cause="driver", line="x"), "KeyError: 'later'")
+    clue = look(Clue(cause="driver", line="x"), parse("KeyError: 'later'"))
     assert clue == Clue(cause="driver", line="x", error="KeyError: 'later'")
 
 
@@ -170,6 +177,21 @@ def test_lines_that_only_pass_an_error_on_are_never_the_cause() -> None:
         "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
     )
     assert clue == Clue()
+
+
+def test_a_line_of_level_error_names_a_cause_but_is_no_error_of_its_own() -> None:
+    traceback = '(Worker pid=9) ERROR 11-22 10:00:00 [x.py:1]   File "/opt/vllm/worker.py", line 1, in load'
+    assert clue_of(traceback) == Clue()
+    said = "(Worker pid=9) ERROR 11-22 10:00:00 [x.py:1] the allocator reports: CUDA out of memory"
+    expected = "the allocator reports: CUDA out of memory"
+    assert clue_of(traceback, said) == Clue(cause="cuda-out-of-memory", line=expected, error=expected)
+
+
+@pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING"])
+def test_what_the_engine_survives_with_a_warning_does_not_hide_the_cause_that_ends_it(level: str) -> None:
+    survived = f"(Worker pid=9) {level} 11-22 10:00:00 [x.py:1] CUDA out of memory, falling back"
+    assert clue_of(survived) == Clue()
+    assert found(survived, NOT_FREE).cause == "gpu-not-free"
 
 
 def test_the_recorded_refusal_is_diagnosed_by_its_assertion_and_not_by_the_cascade_after_it() -> None:
@@ -197,19 +219,52 @@ def test_a_stall_is_named_after_its_phase_and_says_whether_something_spins(
     assert diagnosed.summary == f"stalled in {phase.label}: nothing moved for 15 s{words}"
     assert diagnosed.advice
     assert diagnosed.evidence == ("seen",)
-    assert diagnosed.cures == ANY_RUNG
+    no_memory_yet = {Kind.TRANSPORT, Kind.GPUS}
+    assert diagnosed.cures == (no_memory_yet if phase is Phase.DISTRIBUTED_INIT else ANY_RUNG)
+    assert not diagnosed.hopeless
+
+
+SILENCE = Stalled(phase=Phase.COMPILE, idle_s=30.0, patience_s=30.0, spinning=None, evidence=("seen",))
 
 
 def test_a_cause_that_the_engine_named_explains_the_silence_after_it() -> None:
-    stalled = Stalled(phase=Phase.COMPILE, idle_s=300.0, patience_s=300.0, spinning=None)
-    assert of_stall(stalled, clue_of(NOT_FREE)).cause == "gpu-not-free"
+    assert of_stall(SILENCE, clue_of(NOT_FREE)) == found(NOT_FREE)
+    assert of_stall(SILENCE, clue_of(NOT_FREE)).cause == "gpu-not-free"
 
 
-def test_a_death_without_an_error_says_what_was_seen() -> None:
-    diagnosed = of_death("3 health probes in a row failed", Clue(), retries=3)
+@pytest.mark.parametrize("cause", [row.cause for row in diagnosis._SIGNATURES if row.hopeless])
+def test_a_silence_after_a_hopeless_cause_is_a_stall_that_names_the_error_and_may_be_cured(cause: str) -> None:
+    text = MATCHES[cause][0]
+    diagnosed = of_stall(SILENCE, clue_of(text))
+    assert diagnosed.cause == "stalled-in-compile"
+    assert diagnosed.outcome == "stalled"
+    assert not diagnosed.hopeless
+    assert diagnosed.cures == ANY_RUNG
+    assert diagnosed.evidence == ("seen", f'error before: "{parse(text).message.strip()}"')
+
+
+def test_a_death_without_an_error_says_what_was_seen_and_may_be_cured_by_any_rung() -> None:
+    diagnosed = of_death("3 health probes in a row failed", Clue())
+    assert diagnosed.cause == "died-while-serving"
     assert diagnosed.summary == "3 health probes in a row failed"
     assert diagnosed.evidence == ()
     assert diagnosed.outcome == "died"
+    assert diagnosed.cures == ANY_RUNG
+    assert "Xid" in diagnosed.advice
+
+
+def test_a_death_of_a_named_cause_has_its_advice_and_its_cures() -> None:
+    diagnosed = of_death("it ended", clue_of(OUT_OF_MEMORY))
+    assert (diagnosed.cause, diagnosed.outcome, diagnosed.hopeless) == ("cuda-out-of-memory", "died", False)
+    assert diagnosed.cures == {Kind.MEMORY}
+    assert diagnosed.advice == found(OUT_OF_MEMORY).advice
+    assert diagnosed.summary.startswith("it ended: torch.OutOfMemoryError: CUDA out of memory")
+    assert diagnosed.evidence == (f'error: "{parse(OUT_OF_MEMORY).message}"',)
+
+
+def test_a_death_of_a_cause_without_cures_is_hopeless_no_more_and_any_rung_may_help() -> None:
+    diagnosed = of_death("it ended", clue_of("RuntimeError: CUDA error: no kernel image is available for execution"))
+    assert (diagnosed.cause, diagnosed.cures, diagnosed.hopeless) == ("driver", ANY_RUNG, False)
 
 
 @pytest.mark.parametrize(("hopeless", "retries"), [(True, 0), (False, 2)])

@@ -98,6 +98,10 @@ def test_every_level_of_the_engine_has_one_of_ours(level: str) -> None:
 @pytest.mark.parametrize(
     ("message", "phase"),
     [
+        ("vLLM API server version 0.8.4", Phase.BOOT),
+        ("non-default args: {'model': '/models/m7b', 'tensor_parallel_size': 2}", Phase.BOOT),
+        ("Initializing a V0 LLM engine (v0.8.4) with config: model='/models/m7b'", Phase.BOOT),
+        ("Initializing a V1 LLM engine (v0.26.0) with config: model='/models/m7b'", Phase.BOOT),
         (
             "world_size=2 rank=0 local_rank=0 distributed_init_method=tcp://127.0.0.1:1 backend=nccl",
             Phase.DISTRIBUTED_INIT,
@@ -232,6 +236,8 @@ def test_numbers_and_addresses_do_not_make_a_new_wording() -> None:
         "AssertionError",
         "Exception: WorkerProc initialization failed",
         "  RuntimeError: indented",
+        "Value error, User-specified max_model_len (99999) is greater than the derived max_model_len (2048)",
+        "  Assertion failed, world size",
         "vllm: error: argument --port: invalid int value: 'x'",
         "vllm serve: error: unrecognized arguments: --x",
         "api_server.py: error: unrecognized arguments: --x",
@@ -250,6 +256,7 @@ def test_a_line_that_names_an_exception_or_a_usage_error_names_an_error(message:
         "    raise RuntimeError(",
         "EngineCore failed to start.",
         "This can cause fd limit errors like `OSError: [Errno 24] Too many open files`.",
+        "talk of a Value error, and then nothing",
         "Error retrieving safetensors: Repo id must be in the form",
     ],
 )

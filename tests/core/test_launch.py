@@ -79,6 +79,16 @@ def test_no_changes_change_nothing() -> None:
         (("vllm", "--api-key", "k3y", "--port", "80"), "vllm --api-key ... --port 80"),
         (("vllm", "--api_key=k3y", "--hf-token", "k3y"), "vllm --api_key=... --hf-token ..."),
         (("vllm", "--api-key", "--port", "80"), "vllm --api-key --port 80"),
+        (("vllm", "--api-key", "k3y", "k4y", "k5y", "--port", "80"), "vllm --api-key ... ... ... --port 80"),
+        (("vllm", "--api-key=k3y", "k4y", "--port=80"), "vllm --api-key=... ... --port=80"),
+        (("vllm", "--hf-token=k3y=", "--hf-token"), "vllm --hf-token=... --hf-token"),
+        (("vllm", "--API_KEY", "k3y", "-hf_token", "k3y"), "vllm --API_KEY ... -hf_token ..."),
+        (
+            ("vllm", "--ssl-keyfile-password", "k3y", "--client-secret=k3y"),
+            "vllm --ssl-keyfile-password ... --client-secret=...",
+        ),
+        (("vllm", "--api-key="), "vllm --api-key="),
+        (("vllm", "--ssl-keyfile", "/k.pem", "--token-limit", "5"), "vllm --ssl-keyfile /k.pem --token-limit 5"),
         (
             ("vllm", "--max-num-batched-tokens", "8192", "--tokenizer=x"),
             "vllm --max-num-batched-tokens 8192 --tokenizer=x",

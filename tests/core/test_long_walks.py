@@ -30,6 +30,7 @@ from mgpu_llm.core.events import (
 )
 from mgpu_llm.core.states import (
     LONGEST_HISTORY,
+    Backoff,
     Killing,
     Ready,
     Starting,
@@ -65,6 +66,7 @@ class Walk:
         self.adversarial = adversarial
         self.kills_answered = 0
         self.most_tries = 0
+        self.most_deaths = 0
         self.daemons = 1
         self.begin()
 
@@ -87,7 +89,10 @@ class Walk:
         self.most_tries = max(self.most_tries, self.tries)
         assert self.tries <= world.policy.attempts, "more attempts than allowed without ever serving"
         assert len(world.state.run.ended) <= LONGEST_HISTORY
-        assert len(world.state.run.deaths) <= world.policy.deaths
+        assert 0 <= world.state.run.deaths <= world.policy.deaths
+        if isinstance(world.state, Starting | Ready | Backoff):
+            assert world.state.run.deaths < world.policy.deaths, "goes on although it died too often"
+        self.most_deaths = max(self.most_deaths, world.state.run.deaths)
         check(before, event, world.state, effects)
         answered = isinstance(event, EngineGone | EngineStuck) and event.attempt == world.attempt
         if isinstance(before, Killing) and answered:
@@ -164,6 +169,7 @@ def test_a_long_walk_through_a_plausible_world_never_breaks_a_rule(seed: int) ->
     walk.go(1000)
     assert walk.kills_answered > 10
     assert walk.daemons > 1
+    assert walk.most_deaths > 0
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -172,12 +178,15 @@ def test_a_long_walk_through_a_world_that_lies_never_breaks_a_rule(seed: int) ->
     walk.go(1000)
     assert walk.kills_answered > 10
     assert walk.daemons > 1
+    assert walk.most_deaths > 0
 
 
 def test_a_daemon_that_serves_and_dies_for_ever_remembers_a_bounded_past() -> None:
     world = World(policy=policy(deaths_window_s=1.0)).start()
     for _ in range(LONGEST_HISTORY + 25):
-        world.serve().exits(0).gone().wait_out_backoff()
+        world.serve().at += 1.0
+        world.exits(0).gone().wait_out_backoff()
     assert len(world.state.run.ended) == LONGEST_HISTORY
-    assert len(world.state.run.deaths) == 1
+    assert world.state.run.deaths == 1
+    assert world.rung == "base"
     assert world.attempt == LONGEST_HISTORY + 26

@@ -15,6 +15,7 @@ from mgpu_llm.core.states import Killing, Starting
 from mgpu_llm.core.status import Count
 from tests.core.world import (
     ASSIGNED,
+    BANNER,
     NCCL,
     WORLD_SIZE,
     fed,
@@ -98,6 +99,43 @@ def test_a_worker_that_burns_a_core_makes_no_progress_and_is_named_in_the_eviden
     assert isinstance(world.state, Killing)
     assert world.at - begun <= PATIENCE_S + 1.5
     assert "process 1027 (VLLM::Worker_TP) burns 1.0 cores without getting anywhere" in world.last_diagnosis.evidence
+
+
+def test_a_process_is_as_busy_as_it_was_since_the_quiet_began_and_not_before() -> None:
+    heart = fed(
+        worker(cpu_s=0.0, rss_bytes=1 << 30), worker(cpu_s=4.0, rss_bytes=2 << 30), worker(cpu_s=4.0, rss_bytes=2 << 30)
+    )
+    assert heart.quiet_s == 1.0
+    assert heart.busy == {1027: 0.0}
+
+
+def test_the_share_of_a_core_is_taken_over_the_whole_quiet_and_not_from_look_to_look() -> None:
+    used = (0.0, 1.0, 1.0, 2.0, 2.0)
+    heart = fed(*(worker(cpu_s=20.0 + cpu_s) for cpu_s in used))
+    assert heart.quiet_s == 4.0
+    assert heart.busy == {1027: pytest.approx(0.5)}
+
+
+def test_movement_begins_the_quiet_and_its_shares_anew() -> None:
+    heart = fed(*(worker(cpu_s=20.0 + second) for second in range(4)))
+    assert heart.busy == {1027: pytest.approx(1.0)}
+    heart = progress.after_line(heart, LineRead(at=3.5, attempt=1, text="something new"))
+    assert heart.quiet_s == 0.0
+    for second in (4, 5, 6):
+        sample = ProcessesSampled(at=float(second), attempt=1, processes=(worker(cpu_s=23.0),))
+        heart = progress.after_processes(heart, sample)
+    assert heart.resting_at == 3.0
+    assert heart.busy == {1027: 0.0}
+
+
+def test_a_process_born_in_the_quiet_has_no_share_until_it_was_seen_twice() -> None:
+    heart = fed(worker(), worker())
+    for second, cpu_s in ((2.0, 9.0), (3.0, 9.5)):
+        sample = ProcessesSampled(at=second, attempt=1, processes=(worker(), worker(77, cpu_s=cpu_s)))
+        heart = progress.after_processes(heart, sample)
+        if second == 2.0:
+            assert heart.busy == {1027: 0.0}
+    assert heart.busy == {1027: 0.0, 77: pytest.approx(0.5)}
 
 
 def test_a_compiler_that_burns_a_core_is_progress() -> None:
@@ -202,6 +240,22 @@ def test_shards_and_graphs_are_progress_when_they_change_and_not_when_they_are_r
     assert heart.graphs == Count(done=2, total=51)
     assert heart.moved["shards"] == 1.0
     assert heart.moved["graphs"] == 3.0
+
+
+def test_a_bar_that_begins_anew_is_progress() -> None:
+    heart = begin(0.0)
+    for at, done in ((1.0, 8), (2.0, 0)):
+        text = f"Loading safetensors checkpoint shards:  38% Completed | {done}/8 [00:01<00:02,  1.87it/s]"
+        heart = progress.after_line(heart, LineRead(at=at, attempt=1, text=text))
+    assert heart.shards == Count(done=0, total=8)
+    assert heart.moved["shards"] == 2.0
+
+
+def test_words_of_the_boot_are_known_words_and_no_new_phase() -> None:
+    heart = progress.after_line(begin(0.0), LineRead(at=1.0, attempt=1, text=BANNER))
+    assert heart.spoke_known_words
+    assert heart.phase is Phase.BOOT
+    assert set(heart.moved) == {"log"}
 
 
 def test_a_phase_never_goes_back() -> None:

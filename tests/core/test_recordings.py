@@ -21,8 +21,9 @@ from mgpu_llm.core.events import (
     StartRequested,
     Ticked,
 )
-from mgpu_llm.core.states import Killing, Ready, Starting
-from tests.core.world import BASE, ON_CPU, World, policy
+from mgpu_llm.core.ladder import Kind
+from mgpu_llm.core.states import Backoff, Killing, Ready, Starting
+from tests.core.world import BASE, NCCL, ON_CPU, World, policy
 from tests.support import recordings
 from tests.support.recordings import Recording, cut, events, load, of_row
 
@@ -47,6 +48,8 @@ def replay(recording: Recording, happened: Iterator[Event] | None = None) -> tup
         if not isinstance(world.state, Starting):
             break
         if any(isinstance(effect, ProbeHealth) for effect in effects):
+            asking = world.state.progress
+            assert asking.phase is Phase.API or not asking.spoke_known_words, "asked for service before it could be"
             world.send(HealthProbed(at=event.at, attempt=1, healthy=False, detail="connection refused"))
         heart = world.state.progress
         longest[heart.phase] = max(longest[heart.phase], heart.quiet_s)
@@ -96,13 +99,27 @@ def test_a_recorded_hang_is_a_stall_in_distributed_init_soon_after_the_last_prog
     assert any("vLLM is using nccl" in seen for seen in world.last_diagnosis.evidence)
 
 
-def test_a_hang_that_spins_the_gpus_is_told_from_one_that_does_not() -> None:
-    spinning, _ = replay(load("h200-tp2-p2p-hang"))
-    assert spinning.last_diagnosis.summary.endswith("while something spins")
-    burning = [seen for seen in spinning.last_diagnosis.evidence if "cores without getting anywhere" in seen]
-    assert len(burning) == 2
-    missing, _ = replay(load("h200-tp2-rank-missing"))
-    assert not missing.last_diagnosis.summary.endswith("while something spins")
+@pytest.mark.parametrize(
+    ("name", "utilisation", "ranks"), [("h200-tp2-p2p-hang", 100, 2), ("h200-tp2-rank-missing", 0, 1)]
+)
+def test_a_hang_that_spins_the_gpus_is_told_from_one_in_which_a_rank_waits_for_another(
+    name: str, utilisation: int, ranks: int
+) -> None:
+    world, _ = replay(load(name))
+    assert world.last_diagnosis.summary.endswith("while something spins")
+    evidence = world.last_diagnosis.evidence
+    assert sum(f"utilisation {utilisation} %" in seen for seen in evidence) == 2
+    assert sum("burns 1.0 cores without getting anywhere" in seen for seen in evidence) == ranks
+    assert sum("cores without getting anywhere" in seen for seen in evidence) == ranks
+
+
+@pytest.mark.parametrize("name", HANGS)
+def test_a_recorded_hang_is_answered_with_p2p_off_and_then_with_fewer_gpus(name: str) -> None:
+    world, _ = replay(load(name))
+    assert world.last_diagnosis.cures == {Kind.TRANSPORT, Kind.GPUS}
+    assert world.gone().rung == "p2p-off"
+    world.say(NCCL).look().watch(60.0)
+    assert world.gone().rung == "tp-1"
 
 
 @pytest.mark.parametrize("name", HANGS)
@@ -140,10 +157,33 @@ def test_the_recorded_gpu_that_another_process_holds_is_named_when_the_engine_en
 def test_the_recorded_gpu_that_another_process_holds_is_named_too_when_the_engine_never_ends() -> None:
     world, _ = replay(load("h200-tp2-gpu-taken"))
     assert isinstance(world.state, Starting)
-    last = tuple(world.state.progress.processes.values())
-    world.watch(400.0, lambda _: world.look(*last))
+    last, gpus = tuple(world.state.progress.processes.values()), world.state.progress.gpus
+    named_at = next(
+        row["t"] for row in load("h200-tp2-gpu-taken").rows if "ValueError: Free memory" in row.get("line", "")
+    )
+    world.watch(400.0, lambda _: world.look(*last, gpus=gpus))
     assert isinstance(world.state, Killing)
     assert world.last_diagnosis.cause == "gpu-not-free"
+    assert world.at - named_at < 45.0
+    world.gone()
+    assert isinstance(world.state, Backoff), "the GPU may be free again soon"
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_no_healthy_start_is_asked_for_service_between_its_first_known_words_and_its_api(name: str) -> None:
+    recording = load(name)
+    world = World(policy=policy(BASE if recording.has_gpus else ON_CPU), at=0.0)
+    world.send(StartRequested(at=0.0))
+    asked = set[tuple[bool, Phase]]()
+    for event in events(recording):
+        world.at = event.at
+        effects = world.send(event)
+        assert isinstance(world.state, Starting)
+        if any(isinstance(effect, ProbeHealth) for effect in effects):
+            asked.add((world.state.progress.spoke_known_words, world.state.progress.phase))
+            world.send(HealthProbed(at=event.at, attempt=1, healthy=False, detail="connection refused"))
+    assert asked <= {(False, Phase.BOOT), (True, Phase.API)}
+    assert (True, Phase.API) in asked
 
 
 # -- how recordings are read ------------------------------------------------------------------------------------------

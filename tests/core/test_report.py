@@ -9,10 +9,11 @@ import pytest
 
 from mgpu_llm import control_api
 from mgpu_llm.core import report
-from mgpu_llm.core.diagnosis import Diagnosis
+from mgpu_llm.core.diagnosis import Clue, Diagnosis
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.progress import begin
 from mgpu_llm.core.report import Identity
+from mgpu_llm.core.stall import FAILED_PATIENCE_S
 from mgpu_llm.core.states import (
     Backoff,
     Ended,
@@ -139,6 +140,11 @@ def test_unobserved_gpus_are_told_and_lengthen_the_patience_that_is_shown() -> N
     assert status.patience_s == 270.0
     on_cpu = report.status(STARTING, policy(ON_CPU), 200.0, IDENTITY)
     assert on_cpu.patience_s == 90.0
+
+
+def test_a_load_that_has_named_its_failure_shows_the_patience_that_is_left_to_it() -> None:
+    assert told(replace(STARTING, clue=Clue(cause="cuda-out-of-memory", line="x"))).patience_s == FAILED_PATIENCE_S
+    assert told(replace(STARTING, clue=Clue(error="KeyError: 'x'"))).patience_s == 90.0
 
 
 def test_a_serving_engine_is_not_measured_for_quiet() -> None:

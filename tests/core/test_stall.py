@@ -6,20 +6,25 @@ from dataclasses import replace
 
 import pytest
 
-from mgpu_llm.core import engine_log, progress, stall
+from mgpu_llm.core import progress, stall
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.events import GpusSampled, GpusUnobserved, LineRead
 from mgpu_llm.core.progress import NOISE_FLOOR, Progress, begin
-from mgpu_llm.core.stall import DEFAULT_PATIENCE_S, Moving, Stalled, judge
+from mgpu_llm.core.stall import DEFAULT_PATIENCE_S, FAILED_PATIENCE_S, Moving, Stalled, judge
 from mgpu_llm.core.states import Killing, Ready, Starting
 from tests.core.world import (
     ASSIGNED,
     BANNER,
+    COMPILE,
     NCCL,
+    NO_KV_MEMORY,
+    NOT_FREE,
     ON_CPU,
+    OUT_OF_MEMORY,
     UP,
     World,
+    compiling,
     fed,
     gpu,
     loading,
@@ -44,12 +49,22 @@ def test_an_engine_that_prints_nothing_known_gets_the_longest_patience() -> None
     assert foreign.last_diagnosis.cause == "stalled-in-boot"
 
 
+@pytest.mark.parametrize(
+    "text", [BANNER, "INFO 11-22 10:20:11 [core.py:116] Initializing a V1 LLM engine (v0.26.0) with config: model='/m'"]
+)
+def test_an_engine_that_has_said_what_it_is_gets_the_patience_of_the_boot(text: str) -> None:
+    world = World(policy=policy(patience=dict(DEFAULT_PATIENCE_S) | {Phase.BOOT: 40.0})).start().look()
+    assert seconds_to_the_verdict(world.say(text)) == pytest.approx(40.0, abs=1.5)
+    assert world.last_diagnosis.cause == "stalled-in-boot"
+
+
 def test_each_phase_has_its_own_patience() -> None:
     patience = {phase: 10.0 * (phase + 1) for phase in Phase}
     for phase, text in (
+        (Phase.BOOT, BANNER),
         (Phase.DISTRIBUTED_INIT, NCCL),
         (Phase.WEIGHTS, ASSIGNED),
-        (Phase.COMPILE, "INFO 11-22 10:21:02 [gpu_model_runner.py:1] Model loading took 7.16 GiB and 4.705559 seconds"),
+        (Phase.COMPILE, COMPILE),
         (Phase.KV_CACHE, "INFO 11-22 10:21:31 [gpu_worker.py:560] Available KV cache memory: 117.78 GiB"),
         (Phase.WARM_UP, "INFO 11-22 10:21:31 [kv_cache_utils.py:2177] GPU KV cache size: 4,410,656 tokens"),
         (Phase.API, UP),
@@ -73,6 +88,20 @@ def test_unobserved_gpus_triple_the_patience_and_are_announced_once() -> None:
     (announced,) = world.announced("gpus.unobserved")
     assert announced.facts["why"] == "NVML did not answer in 2 s"
     assert "GPUs not observed: NVML did not answer in 2 s" in world.last_diagnosis.evidence
+
+
+def test_gpus_that_come_and_go_are_announced_once_an_attempt() -> None:
+    world = loading()
+    for _ in range(3):
+        world.send(GpusUnobserved(at=world.at, attempt=world.attempt, reason="NVML did not answer in 2 s"))
+        world.look()
+        assert isinstance(world.state, Starting)
+        assert world.state.progress.gpus_unobserved == ""
+    assert len(world.announced("gpus.unobserved")) == 1
+    world.watch(60.0).gone()
+    for _ in range(2):
+        world.send(GpusUnobserved(at=world.at, attempt=world.attempt, reason="NVML did not answer in 2 s"))
+    assert len(world.announced("gpus.unobserved")) == 2
 
 
 def test_gpus_that_are_seen_again_bring_the_patience_back() -> None:
@@ -111,6 +140,56 @@ def test_the_first_look_and_a_clock_that_stands_still_measure_no_quiet() -> None
     assert heart.busy == {}
 
 
+# -- once the engine has named the cause of its failure -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [NOT_FREE, OUT_OF_MEMORY, NO_KV_MEMORY])
+def test_an_engine_that_named_its_failure_and_does_not_end_is_judged_soon(text: str) -> None:
+    world = compiling()
+    assert world.policy.patience[Phase.COMPILE] > 2 * FAILED_PATIENCE_S
+    assert seconds_to_the_verdict(world.say(text)) == pytest.approx(FAILED_PATIENCE_S, abs=1.5)
+
+
+def test_an_error_that_names_no_cause_does_not_shorten_the_patience() -> None:
+    world = compiling().say("(Worker pid=1) ERROR 11-22 10:28:14 [x.py:1] RuntimeError: the peer went away")
+    assert seconds_to_the_verdict(world) == pytest.approx(DEFAULT_PATIENCE_S[Phase.COMPILE], abs=1.5)
+
+
+def test_a_named_failure_never_lengthens_the_patience_and_shortens_that_of_unobserved_gpus_too() -> None:
+    assert seconds_to_the_verdict(loading().say(OUT_OF_MEMORY)) == pytest.approx(PATIENCE_S, abs=1.5)
+    blind = begin(0.0)
+    blind = replace(blind, spoke_known_words=True, phase=Phase.DISTRIBUTED_INIT, gpus_unobserved="no NVML")
+    assert stall.patience_now(blind, DEFAULT_PATIENCE_S, has_gpus=True) == 3 * PATIENCE_S
+    assert stall.patience_now(blind, DEFAULT_PATIENCE_S, has_gpus=True, failed=True) == FAILED_PATIENCE_S
+
+
+def test_an_engine_that_still_moves_after_its_failure_may_end_by_itself() -> None:
+    world = compiling().say(NOT_FREE)
+    moved = 0
+
+    def moves(_: float) -> None:
+        nonlocal moved
+        moved += 1
+        world.look(worker(rss_bytes=(1500 + 50 * moved) << 20))
+
+    world.watch(3 * FAILED_PATIENCE_S, moves)
+    assert isinstance(world.state, Starting)
+
+
+def test_a_silence_after_a_named_cause_is_diagnosed_by_the_cause() -> None:
+    world = compiling().say(OUT_OF_MEMORY).watch(60.0)
+    assert world.last_diagnosis.cause == "cuda-out-of-memory"
+    assert world.gone().rung == "utilisation-0.85"
+
+
+def test_a_silence_after_a_hopeless_cause_is_a_stall_and_goes_down_the_ladder() -> None:
+    world = compiling().say(NO_KV_MEMORY).watch(60.0)
+    assert world.last_diagnosis.cause == "stalled-in-compile"
+    assert any("No available memory for the cache blocks" in seen for seen in world.last_diagnosis.evidence)
+    assert world.gone().rung == "p2p-off"
+    assert world.exit is None
+
+
 # -- the verdict's evidence ---------------------------------------------------------------------------------------------
 
 
@@ -125,7 +204,7 @@ def test_a_load_that_moves_is_told_how_much_of_its_patience_is_used() -> None:
     assert judge(heart, DEFAULT_PATIENCE_S, has_gpus=True) == Moving(idle_s=4.0, patience_s=90.0)
 
 
-@pytest.mark.parametrize(("utilisation", "spinning"), [(100, True), (3, False)])
+@pytest.mark.parametrize(("utilisation", "spinning"), [(100, True), (95, True), (94, False), (0, False)])
 def test_a_gpu_at_full_utilisation_without_progress_spins(utilisation: int, spinning: bool) -> None:
     heart = progress.after_gpus(
         begin(0.0), GpusSampled(at=1.0, attempt=1, gpus=(gpu(utilisation_percent=utilisation),))
@@ -142,6 +221,26 @@ def test_without_gpu_utilisation_a_busy_process_decides_who_spins() -> None:
     assert "GPU 0 (GPU-a): 2.00 GB used, utilisation unknown" in _stalled(burning).evidence
     resting = progress.after_gpus(fed(worker(cpu_s=1.0), worker(cpu_s=1.1)), dim)
     assert _stalled(resting).spinning is False
+
+
+@pytest.mark.parametrize(
+    ("utilisation", "share", "spinning"),
+    [(0, 1.0, True), (0, 0.5, True), (94, 0.49, False), (95, 0.0, True), (None, 0.5, True), (None, 0.49, False)],
+)
+def test_either_a_full_gpu_or_half_a_core_is_spinning(utilisation: int | None, share: float, spinning: bool) -> None:
+    burning = fed(worker(cpu_s=0.0), worker(cpu_s=share))
+    looked = GpusSampled(
+        at=1.0, attempt=1, gpus=(gpu(utilisation_percent=utilisation), gpu("GPU-b", utilisation_percent=0))
+    )
+    assert _stalled(progress.after_gpus(burning, looked)).spinning is spinning
+
+
+def test_a_process_that_worked_before_the_quiet_and_rests_in_it_does_not_spin() -> None:
+    worked = fed(
+        worker(cpu_s=0.0, rss_bytes=1 << 30), worker(cpu_s=4.0, rss_bytes=2 << 30), worker(cpu_s=4.1, rss_bytes=2 << 30)
+    )
+    assert _stalled(worked).spinning is False
+    assert not any("burns" in seen for seen in _stalled(worked).evidence)
 
 
 def test_where_nobody_looked_it_is_unknown_who_spins() -> None:
@@ -188,4 +287,5 @@ def test_the_patience_of_a_verdict_is_the_one_that_held() -> None:
     assert stall.patience_now(heart, DEFAULT_PATIENCE_S, has_gpus=True) == LONGEST_S
     known = progress.after_line(heart, LineRead(at=0.0, attempt=1, text=NCCL))
     assert stall.patience_now(known, DEFAULT_PATIENCE_S, has_gpus=True) == PATIENCE_S
-    assert engine_log.facts(BANNER).phase is None
+    boot = progress.after_line(heart, LineRead(at=0.0, attempt=1, text=BANNER))
+    assert stall.patience_now(boot, DEFAULT_PATIENCE_S, has_gpus=True) == DEFAULT_PATIENCE_S[Phase.BOOT]

@@ -1,4 +1,4 @@
-"""What the supervisor does once the engine serves, and what it takes to get there."""
+"""What the supervisor does once the engine serves, and what systemd and the journal are told on the way there."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import pytest
 from mgpu_llm.core.effects import (
     Announce,
     ExtendTimeout,
-    NotifyReady,
-    ProbeCompletion,
     ProbeHealth,
 )
 from mgpu_llm.core.engine_log import Phase
-from mgpu_llm.core.events import CompletionProbed, HealthProbed, LineRead, StartRequested
+from mgpu_llm.core.events import HealthProbed
 from mgpu_llm.core.launch import Launch
+from mgpu_llm.core.serving import LAST_WORDS_S
 from mgpu_llm.core.starting import EXTEND_EVERY_S
 from mgpu_llm.core.states import Killing, Ready
 from tests.core.world import (
     ASSIGNED,
     NCCL,
+    NOT_FREE,
+    OUT_OF_MEMORY,
     UP,
     WORLD_SIZE,
     World,
@@ -67,23 +68,117 @@ def test_an_error_printed_while_serving_is_named_when_the_engine_dies() -> None:
     assert world.last_diagnosis.summary.endswith("with exit code 0: RuntimeError: CUDA error: xid")
 
 
-def test_three_deaths_within_the_window_step_down_the_ladder() -> None:
+XID = "(EngineCore pid=9) ERROR 11-22 10:00:00 [core.py:1] RuntimeError: CUDA error: xid"
+
+
+def test_an_error_of_more_than_half_a_minute_ago_explains_no_death() -> None:
+    for passed_s, explained in ((LAST_WORDS_S, True), (LAST_WORDS_S + 0.1, False)):
+        world = serving().say(XID)
+        world.at += passed_s
+        world.exits(0)
+        assert ("CUDA error: xid" in world.last_diagnosis.summary) is explained
+        assert bool(world.last_diagnosis.evidence) is explained
+
+
+def test_an_old_error_does_not_hide_the_one_that_ends_the_engine() -> None:
+    world = serving().say(XID, NOT_FREE)
+    world.at += LAST_WORDS_S + 1.0
+    world.say("a line of daily life", OUT_OF_MEMORY).exits(0)
+    assert world.last_diagnosis.cause == "cuda-out-of-memory"
+    assert "xid" not in world.last_diagnosis.summary
+
+
+def test_small_talk_does_not_keep_an_old_error_fresh() -> None:
+    world = serving().say(XID)
+    for _ in range(4):
+        world.at += LAST_WORDS_S / 3
+        world.say("INFO:     200 OK")
+    world.exits(0)
+    assert world.last_diagnosis.summary == "the engine ended while serving with exit code 0"
+
+
+def test_failed_probes_name_only_fresh_errors_too() -> None:
+    for passed_s, cause in ((0.0, "cuda-out-of-memory"), (LAST_WORDS_S, "died-while-serving")):
+        world = serving(failed_probes=1).say(OUT_OF_MEMORY)
+        world.at += passed_s
+        world.tick(10.0)
+        world.send(HealthProbed(at=world.at, attempt=1, healthy=False, detail="500"))
+        assert world.last_diagnosis.cause == cause
+
+
+def test_deaths_of_a_named_cause_step_down_to_the_rung_that_cures_it() -> None:
     world = serving()
     for _ in range(2):
+        world.say(OUT_OF_MEMORY).exits(0).gone().wait_out_backoff().serve()
+        assert world.rung == "base"
+    world.say(OUT_OF_MEMORY).exits(0)
+    assert world.last_diagnosis.cause == "cuda-out-of-memory"
+    assert world.gone().rung == "utilisation-0.85"
+
+
+@pytest.mark.parametrize(("load_s", "served_s"), [(0.0, 0.0), (0.0, 599.0), (5000.0, 0.0), (5000.0, 599.0)])
+def test_three_deaths_soon_after_ready_step_down_the_ladder_however_long_the_loads_are(
+    load_s: float, served_s: float
+) -> None:
+    world = serving()
+    for _ in range(2):
+        world.at += served_s
         world.exits(0).gone().wait_out_backoff()
         assert world.rung == "base"
+        world.at += load_s
         world.serve()
-    world.exits(0).gone()
+    world.at += served_s
+    world.exits(0)
+    world.gone()
     assert world.rung == "p2p-off"
-    assert world.state.run.deaths == ()
+    assert world.state.run.deaths == 0
 
 
-def test_deaths_outside_the_window_do_not_step_down() -> None:
+def test_deaths_after_a_long_service_do_not_step_down() -> None:
     world = serving()
     for _ in range(6):
-        world.at += 400.0
-        world.exits(0).gone().wait_out_backoff().serve()
+        world.at += world.policy.deaths_window_s
+        world.exits(0)
+        assert world.state.run.deaths == 1
+        world.gone().wait_out_backoff().serve()
     assert world.rung == "base"
+
+
+def test_one_long_service_clears_the_deaths_before_it() -> None:
+    world = serving()
+    counts = []
+    for served_s in (5.0, 5.0, 600.0, 5.0):
+        world.at += served_s
+        world.exits(0)
+        counts.append(world.state.run.deaths)
+        world.gone().wait_out_backoff().serve()
+    assert counts == [1, 2, 1, 2]
+    assert world.rung == "base"
+
+
+def test_loads_that_fail_between_them_do_not_break_a_row_of_deaths() -> None:
+    world = serving()
+    for _ in range(2):
+        world.exits(0).gone().wait_out_backoff().exits(1).gone().wait_out_backoff().serve()
+    world.exits(0).gone()
+    assert world.rung == "p2p-off"
+
+
+def test_the_last_word_after_too_many_deaths_names_each_of_them() -> None:
+    world = World(policy=policy(Launch(gpus=("GPU-a",), tensor_parallel=1, utilisation=None))).start()
+    world.serve().exits(0).gone().wait_out_backoff().exits(1).gone().wait_out_backoff()
+    world.serve().exits(-9).gone().wait_out_backoff()
+    world.serve().exits(-11).gone()
+    assert world.exit is not None
+    assert world.exit.status == 69
+    assert "the engine died 3 times while serving" in world.exit.message
+    for told in (
+        "attempt 1 (base, 0 s): the engine ended while serving with exit code 0",
+        "attempt 2 (base, 0 s): the engine ended in boot with exit code 1",
+        "attempt 3 (base, 0 s): the engine ended while serving with signal 9 (SIGKILL)",
+        "attempt 4 (base, 0 s): the engine ended while serving with signal 11 (SIGSEGV)",
+    ):
+        assert told in world.exit.message
 
 
 def test_deaths_on_the_last_rung_end_the_daemon_with_69() -> None:
@@ -97,36 +192,6 @@ def test_deaths_on_the_last_rung_end_the_daemon_with_69() -> None:
 def test_serving_forgives_the_attempts_before_it() -> None:
     world = loading().exits(1).gone().wait_out_backoff().serve()
     assert (world.state.run.tries, world.state.run.tries_on_rung) == (0, 0)
-
-
-# -- readiness ---------------------------------------------------------------------------------------------------------
-
-
-def test_ready_comes_only_after_a_completion() -> None:
-    world = loading().say(UP)
-    assert len(world.all(ProbeHealth)) == 1
-    world.send(HealthProbed(at=world.at, attempt=1, healthy=True, detail="200"))
-    assert world.all(NotifyReady) == []
-    assert of(world.tick(1.5), ProbeCompletion) == [ProbeCompletion(attempt=1)]
-    assert of(world.tick(5.0), ProbeCompletion) == [], "one probe at a time"
-    world.send(CompletionProbed(at=world.at, attempt=1, served=True, detail="200"))
-    assert world.all(NotifyReady) == [NotifyReady()]
-
-
-def test_a_server_that_says_it_is_up_is_probed_at_once() -> None:
-    world = loading()
-    world.send(HealthProbed(at=world.at, attempt=1, healthy=False, detail="refused"))
-    effects = world.send(LineRead(at=world.at, attempt=1, text=UP))
-    assert of(effects, ProbeHealth) == [ProbeHealth(attempt=1)]
-    again = world.send(LineRead(at=world.at, attempt=1, text="INFO:     Uvicorn running on http://0.0.0.0:8000"))
-    assert of(again, ProbeHealth) == []
-
-
-def test_an_engine_without_a_process_is_not_probed() -> None:
-    world = World()
-    world.send(StartRequested(at=world.at))
-    assert of(world.tick(5.0), ProbeHealth) == []
-    assert of(world.spawn().tick(0.5), ProbeHealth) == [ProbeHealth(attempt=1)]
 
 
 # -- systemd's patience ------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from mgpu_llm.core import report
 from mgpu_llm.core.effects import (
     Exit,
@@ -25,7 +27,9 @@ from tests.core.world import (
     BAD_FLAG,
     BANNER,
     BASE,
+    COMPILE,
     NCCL,
+    NO_KV_MEMORY,
     NOT_FREE,
     OUT_OF_MEMORY,
     UP,
@@ -35,12 +39,6 @@ from tests.core.world import (
     of,
     serving,
 )
-
-NO_KV_MEMORY = (
-    "(EngineCore pid=3578) ERROR 11-22 10:28:23 [core.py:1330] ValueError: No available memory for the cache blocks. "
-    "Try increasing `gpu_memory_utilization` when initializing the engine."
-)
-
 
 # -- the seed's story --------------------------------------------------------------------------------------------------
 
@@ -78,12 +76,32 @@ def test_a_start_that_meets_no_fault_serves_on_the_base_rung_and_is_not_degraded
     assert report.headline(world.state, world.policy, world.at) == "ready: attempt 1 on rung base"
 
 
-def test_an_unknown_cause_walks_the_whole_ladder_in_order_each_rung_on_top_of_the_last() -> None:
-    world = loading()
-    while not world.all(Exit):
-        world.watch(60.0).gone()
+def hang_until_the_end(world: World, *words: str) -> Exit:
+    """Each attempt says `words` and hangs, until the daemon gives up."""
+    while world.exit is None:
         if isinstance(world.state, Starting):
-            world.say(WORLD_SIZE, NCCL).look()
+            world.say(*words).look()
+        world.watch(400.0).gone()
+    return world.exit
+
+
+def test_a_hang_in_distributed_init_is_cured_by_transport_and_fewer_gpus_and_never_by_less_memory() -> None:
+    world = World().start()
+    assert hang_until_the_end(world, WORLD_SIZE, NCCL).status == 69
+    assert [ended.rung for ended in world.state.run.ended] == ["base", "p2p-off", "tp-1"]
+    assert {ended.phase for ended in world.state.run.ended} == {"distributed-init"}
+
+
+@pytest.mark.parametrize(
+    ("words", "phase"),
+    [((BANNER,), "boot"), ((NCCL, ASSIGNED), "weights"), ((NCCL, ASSIGNED, COMPILE), "compile"), ((NCCL, UP), "api")],
+)
+def test_an_unknown_cause_walks_the_whole_ladder_in_order_each_rung_on_top_of_the_last(
+    words: tuple[str, ...], phase: str
+) -> None:
+    world = World().start()
+    hang_until_the_end(world, *words)
+    assert {ended.phase for ended in world.state.run.ended} == {phase}
     assert [ended.rung for ended in world.state.run.ended] == [
         "base", "p2p-off", "utilisation-0.85", "utilisation-0.80", "tp-1"
     ]  # fmt: skip
@@ -98,18 +116,15 @@ def test_an_unknown_cause_walks_the_whole_ladder_in_order_each_rung_on_top_of_th
 
 
 def test_a_spent_ladder_exits_69_with_one_message_that_names_every_attempt_its_cause_and_what_to_do() -> None:
-    world = loading()
-    while world.exit is None:
-        world.watch(60.0).gone()
-        if isinstance(world.state, Starting):
-            world.say(WORLD_SIZE, NCCL).look()
-    assert world.exit.status == 69
-    message = world.exit.message
+    world = World().start()
+    last = hang_until_the_end(world, WORLD_SIZE, NCCL, ASSIGNED)
+    assert last.status == 69
+    message = last.message
     for number, rung in enumerate(("base", "p2p-off", "utilisation-0.85", "utilisation-0.80", "tp-1"), start=1):
         assert f"attempt {number} ({rung}, " in message
-    assert message.count("stalled in distributed-init") == 5
+    assert message.count("stalled in weights") == 5
     assert message.count("What to do:") == 1
-    assert message.count("check one GPU first") == 1
+    assert message.count("look at the disk or network file system") == 1
     assert "\n" not in message
     assert isinstance(world.state, Failed)
     assert report.headline(world.state, world.policy, world.at) == message
@@ -193,6 +208,18 @@ def test_no_memory_for_the_kv_cache_is_not_answered_with_less_memory() -> None:
     assert world.exit is not None
     assert world.exit.status == 65
     assert "raise gpus.memory_utilisation" in world.exit.message
+
+
+@pytest.mark.parametrize(("text", "named"), [(BAD_FLAG, "vLLM refused its"), (NO_KV_MEMORY, "no GPU memory is left")])
+def test_what_is_hopeless_on_a_rung_of_ours_is_giving_up_and_not_the_admins_mistake(text: str, named: str) -> None:
+    world = loading().watch(60.0).gone()
+    assert world.rung == "p2p-off"
+    world.say(text).exits(1).gone()
+    assert world.exit is not None
+    assert world.exit.status == 69
+    assert "attempt 1 (base, " in world.exit.message
+    assert "stalled in distributed-init" in world.exit.message
+    assert f"attempt 2 (p2p-off, 0 s): {named}" in world.exit.message
 
 
 def test_an_unexplained_crash_is_retried_once_on_the_same_rung_and_then_on_the_next() -> None:

@@ -60,10 +60,15 @@ ASSIGNED: Final = (
     "(Worker pid=1027) INFO 11-22 11:08:57 [parallel_state.py:1946] rank 0 in world size 2 is assigned as DP rank 0, "
     "PP rank 0, PCP rank 0, TP rank 0, EP rank N/A, EPLB rank N/A"
 )
+COMPILE: Final = "INFO 11-22 10:21:02 [gpu_model_runner.py:1] Model loading took 7.16 GiB and 4.705559 seconds"
 UP: Final = "(APIServer pid=702) INFO:     Application startup complete."
 OUT_OF_MEMORY: Final = (
     "(Worker_TP0 pid=9) ERROR 11-22 11:08:57 [multiproc_executor.py:901] torch.OutOfMemoryError: CUDA out of memory. "
     "Tried to allocate 1.02 GiB. GPU 0 has a total capacity of 139.80 GiB of which 512.00 MiB is free."
+)
+NO_KV_MEMORY: Final = (
+    "(EngineCore pid=3578) ERROR 11-22 10:28:23 [core.py:1330] ValueError: No available memory for the cache blocks. "
+    "Try increasing `gpu_memory_utilization` when initializing the engine."
 )
 NOT_FREE: Final = (
     "(Worker pid=3689) ERROR 11-22 10:28:14 [multiproc_executor.py:901] ValueError: Free memory on device cuda:1 "
@@ -236,6 +241,11 @@ def loading(launch: Launch = BASE, **changes: object) -> World:
     world = World(policy=policy(launch, **changes)).start().say(BANNER, WORLD_SIZE, NCCL).look()
     world.tick()
     return world.look()
+
+
+def compiling() -> World:
+    """A world whose engine has loaded its weights and is silent in compile ever since."""
+    return loading().say(ASSIGNED, COMPILE)
 
 
 def serving(**changes: object) -> World:

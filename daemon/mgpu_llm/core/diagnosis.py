@@ -95,8 +95,9 @@ _SIGNATURES: Final = (
     _Signature(
         cause="model-not-found",
         pattern=re.compile(
-            r"Repo id must be in the form|Repository Not Found|is not a local folder and is not a valid model identifier"
-            r"|Invalid repository ID or local directory|LocalEntryNotFoundError|OfflineModeIsEnabled"
+            r"Repo id must be in the form|Repository Not Found|RepositoryNotFoundError"
+            r"|is not a local folder and is not a valid model identifier|Invalid repository ID or local directory"
+            r"|LocalEntryNotFoundError|OfflineModeIsEnabled"
             r"|Cannot find any model weights with"
         ),
         summary="the model cannot be found",
@@ -115,7 +116,7 @@ _SIGNATURES: Final = (
         pattern=re.compile(
             r"Total number of attention heads \(\d+\) must be divisible by tensor parallel size"
             r"|User-specified max_model_len \(\d+\) is greater than|Model architectures \[.*\] are not supported"
-            r"|`trust_remote_code=True`|Bfloat16 is only supported on GPUs"
+            r"|contains custom code which must be executed|`trust_remote_code=True`|Bfloat16 is only supported on GPUs"
         ),
         summary="vLLM refuses this model with these settings",
         advice="change the setting that the engine names",

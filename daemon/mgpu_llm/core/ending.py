@@ -57,7 +57,7 @@ def kill_load(state: Starting, at: float, then: Next, why: str, policy: Policy) 
 
 def terminate(state: Ready, at: float, then: Next, why: str, policy: Policy) -> Step:
     """End a serving engine on request: SIGTERM, and a grace in which it may finish."""
-    run = state.run.closed(ended(state.run, state.spawned_at, "serving", at, None, policy))
+    run = state.run.closed(ended(state.run, state.spawned_at, "serving", at, None, policy)).asked_anew()
     more_time = ExtendTimeout(seconds=policy.stop_grace_s + policy.kill_deadline_s + starting.EXTEND_EVERY_S)
     effects = (_announced(why), *_last_word(then), more_time, TerminateEngine(attempt=run.attempt))
     return Terminating(run=run, deadline=at + policy.stop_grace_s, then=then, why=why), effects

@@ -64,6 +64,8 @@ _LEVELS: Final = {
 }
 _ERROR_TEXT: Final = re.compile(
     r"^(?:\S+: )?(?:[A-Za-z_][\w.]*\.)?(?:[A-Z]\w*)?(?:Error|Exception)(?::|$)|^\S+(?: \S+)?: error: "
+    # How pydantic words the errors of vLLM's own checks, on the line after its own "ValidationError: 1 validation error".
+    r"|^(?:Value error|Assertion failed), "
 )
 
 _SHARDS: Final = re.compile(

@@ -39,7 +39,12 @@ def status(state: State, policy: Policy, at: float, identity: Identity) -> Statu
     heart = state.progress if isinstance(state, Starting | Ready) else None
     patience_s = None
     if isinstance(state, Starting):
-        patience_s = stall.patience_now(state.progress, policy.patience, has_gpus=rung.launch.gpus is not None)
+        patience_s = stall.patience_now(
+            state.progress,
+            policy.patience,
+            has_gpus=rung.launch.gpus is not None,
+            failed=bool(state.clue.cause),
+        )
     idle = isinstance(state, Stopped)
     return Status(
         state=state_name(state),

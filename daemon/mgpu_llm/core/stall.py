@@ -58,9 +58,7 @@ def judge(progress: Progress, patience: Mapping[Phase, float], *, has_gpus: bool
     `has_gpus`: the launch uses GPUs, so that their absence from the samples means something is unobserved.
     `failed`: the engine has said why it fails, and should end by itself.
     """
-    allowed_s = patience_now(progress, patience, has_gpus=has_gpus)
-    if failed:
-        allowed_s = min(allowed_s, FAILED_PATIENCE_S)
+    allowed_s = patience_now(progress, patience, has_gpus=has_gpus, failed=failed)
     if progress.quiet_s < allowed_s:
         return Moving(idle_s=progress.quiet_s, patience_s=allowed_s)
     return Stalled(
@@ -72,10 +70,12 @@ def judge(progress: Progress, patience: Mapping[Phase, float], *, has_gpus: bool
     )
 
 
-def patience_now(progress: Progress, patience: Mapping[Phase, float], *, has_gpus: bool) -> float:
+def patience_now(progress: Progress, patience: Mapping[Phase, float], *, has_gpus: bool, failed: bool = False) -> float:
     """The patience that holds now. An engine whose log says nothing known has no phase: it gets the longest."""
     allowed_s = patience[progress.phase] if progress.spoke_known_words else max(patience.values())
-    return allowed_s * UNOBSERVED_GPU_FACTOR if has_gpus and progress.gpus_unobserved else allowed_s
+    if has_gpus and progress.gpus_unobserved:
+        allowed_s *= UNOBSERVED_GPU_FACTOR
+    return min(allowed_s, FAILED_PATIENCE_S) if failed else allowed_s
 
 
 def _spinning(progress: Progress) -> bool | None:
