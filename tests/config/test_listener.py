@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mgpu_llm.config.listener import port_trouble, socket_trouble
+from mgpu_llm.config.endpoint import Listening
+from mgpu_llm.config.listener import port_trouble, socket_trouble, trouble
 from tests.config.loading import free_port, unprivileged
 
 ME = f"{Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()})"
@@ -124,3 +125,12 @@ def test_a_unix_socket_is_trouble_only_where_vllm_could_not_have_it(tmp_path: Pa
     assert socket_trouble(str(tmp_path / "file")) == "there is a file of that name"
     assert socket_trouble(str(tmp_path / "no" / "v.sock")) == "its folder does not exist"
     assert socket_trouble(str(tmp_path / ("x" * 120))) == "AF_UNIX path too long"
+
+
+def test_where_the_engine_shall_listen_decides_what_is_asked(tmp_path: Path) -> None:
+    free = free_port()
+    assert trouble(Listening(host="127.0.0.1", port=free)) == ""
+    with socket.create_server(("127.0.0.1", free)):
+        assert trouble(Listening(host="127.0.0.1", port=free)) == f"{ME} has the port"
+        # With a Unix socket the port means nothing.
+        assert trouble(Listening(host="127.0.0.1", port=free, uds=str(tmp_path / "engine.sock"))) == ""

@@ -97,3 +97,10 @@ def test_no_changes_change_nothing() -> None:
 )
 def test_a_command_line_is_shown_without_its_secrets(command: tuple[str, ...], told: str) -> None:
     assert shown(command) == told
+
+
+def test_changes_are_told_without_their_secrets() -> None:
+    base = Launch(gpus=None, tensor_parallel=1, utilisation=None)
+    env = {"HF_TOKEN": "hf_abc", "TOKENIZERS_PARALLELISM": "false"}
+    changed = with_changes(base, env=env, args=("--api-key", "k3y"))
+    assert differences(base, changed) == ("HF_TOKEN=...", "TOKENIZERS_PARALLELISM=false", "--api-key ...")

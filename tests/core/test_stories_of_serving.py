@@ -88,6 +88,15 @@ def test_an_old_error_does_not_hide_the_one_that_ends_the_engine() -> None:
     assert "xid" not in world.last_diagnosis.summary
 
 
+def test_an_error_that_was_survived_does_not_hide_a_later_one_of_the_same_words() -> None:
+    world = serving().say(XID)
+    world.at += LAST_WORDS_S - 5.0
+    world.say(XID)
+    world.at += 10.0
+    world.exits(0)
+    assert world.last_diagnosis.summary.endswith("with exit code 0: RuntimeError: CUDA error: xid")
+
+
 def test_small_talk_does_not_keep_an_old_error_fresh() -> None:
     world = serving().say(XID)
     for _ in range(4):

@@ -54,7 +54,12 @@ def test_a_healthy_load_is_left_alone_and_a_killed_worker_brings_the_engine_back
     setup, before = make_setup({}, ()), shared_memory()
     with running(setup.config_file, setup.socket, tmp_path / "log") as daemon:
         first = daemon.wait_until("ready", START_S)
-        assert (first["attempt"], first["rung"], first["degraded"], first["attempts"][-1]["outcome"]) == (1, "base", False, "ready")
+        assert (first["attempt"], first["rung"], first["degraded"], first["attempts"][-1]["outcome"]) == (
+            1,
+            "base",
+            False,
+            "ready",
+        )
         phases = re.findall(r"engine\.phase phase=(\S+) attempt=1", daemon.log())
         assert phases == ["distributed-init", "weights", "warm-up", "api"]
         os.kill(worker(setup.runtime_dir), signal.SIGKILL)
@@ -71,7 +76,9 @@ def test_a_healthy_load_is_left_alone_and_a_killed_worker_brings_the_engine_back
 
 def test_an_argument_that_vllm_refuses_ends_the_daemon_with_65_and_vllms_own_words(make_setup: MakeSetup) -> None:
     setup = make_setup({}, ("--no-such-flag",))
-    done = subprocess.run([MGPUD, "--config", setup.config_file], capture_output=True, text=True, timeout=START_S, check=False)
+    done = subprocess.run(
+        [MGPUD, "--config", setup.config_file], capture_output=True, text=True, timeout=START_S, check=False
+    )
     assert done.returncode == 65
     assert "daemon.gave-up" in done.stderr
     assert "vLLM refused its arguments: unrecognized arguments: --no-such-flag" in done.stderr

@@ -42,7 +42,7 @@ class Daemon:
         return json.loads(asked.stdout) if asked.stdout else {}
 
     def ctl(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = [MGPUCTL, "--socket", self.socket, *words]
+        command: list[str | Path] = [MGPUCTL, "--socket", self.socket, *words]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
     def wait_for(self, what: Callable[[dict[str, Any]], bool], deadline_s: float) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def main() -> int:
     given = options.parse_args()
     make_checkpoint()
     # Under /tmp: a Unix socket's path is short, and a checkout's may be long.
-    folder = Path(f"/tmp/mgpu-llm-{os.getuid()}")  # noqa: S108 - by name, so that mgpuctl can be told where
+    folder = Path(f"/tmp/mgpu-llm-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
     setup = Setup(folder=folder, port=given.port, env={"MGPU_FAULT": given.fault} if given.fault else {})
     setup.write()

@@ -63,7 +63,14 @@ def test_systemctl_start_returns_once_the_stalled_load_was_cured_and_stop_leaves
 
     journal = host.journal("mgpu-llm", "-p", "notice", "-o", "cat")
     story = [line.split()[0] for line in journal.splitlines() if re.match(r"(engine|daemon)\.\w", line)]
-    wanted = ["daemon.started", "engine.starting", "engine.stalled", "engine.starting", "engine.ready", "engine.degraded"]
+    wanted = [
+        "daemon.started",
+        "engine.starting",
+        "engine.stalled",
+        "engine.starting",
+        "engine.ready",
+        "engine.degraded",
+    ]
     assert [name for name in story if name in wanted] == wanted
     assert "stalled in distributed-init: nothing moved for" in journal
 
@@ -75,7 +82,9 @@ def test_systemctl_start_returns_once_the_stalled_load_was_cured_and_stop_leaves
 
 
 def test_a_hopeless_config_fails_at_once_and_systemctl_status_gives_the_reason(host: BootedSystemd) -> None:
-    config = f'[model]\npath = "{CHECKPOINT}"\n[engine]\npython = "{ENGINE_PYTHON}"\nprot = 8000\n[gpus]\nuse = "none"\n'
+    config = (
+        f'[model]\npath = "{CHECKPOINT}"\n[engine]\npython = "{ENGINE_PYTHON}"\nprot = 8000\n[gpus]\nuse = "none"\n'
+    )
     host.write("/etc/mgpu-llm/mgpu-llm.toml", config)
     assert host.run("systemctl", "start", "mgpu-llm", timeout_s=START_S).returncode != 0
     shown = host.show(UNIT, "ActiveState", "Result", "ExecMainStatus")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from mgpu_llm.core import engine_log
-from mgpu_llm.core.effects import Level
 from mgpu_llm.core.engine_log import Line, Phase
 from mgpu_llm.core.ladder import Kind
 from mgpu_llm.core.stall import Stalled
@@ -170,14 +169,13 @@ def look(clue: Clue, line: Line) -> Clue:
     """Add one line to what is known. Only errors count: warnings name the same causes and are survived. The first root
     cause stands: what follows it is its consequence."""
     message = line.message
-    named = engine_log.names_an_error(message)
-    if not (named or line.level is Level.ERROR) or _HARMLESS.match(message):
+    if not engine_log.is_error(line) or _HARMLESS.match(message):
         return clue
     if not clue.cause:
         for signature in _SIGNATURES:
             if signature.pattern.search(message):
                 return Clue(cause=signature.cause, line=message.strip(), error=clue.error or message.strip())
-    if not clue.error and named and not _CASCADE.search(message):
+    if not clue.error and engine_log.names_an_error(message) and not _CASCADE.search(message):
         return Clue(cause=clue.cause, line=clue.line, error=message.strip())
     return clue
 

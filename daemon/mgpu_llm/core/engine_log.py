@@ -142,6 +142,11 @@ def wording(message: str) -> str:
     return _VARYING.sub("#", message[:300])
 
 
+def is_error(line: Line) -> bool:
+    """True for a line at level error, and for one that names an error whatever its level."""
+    return line.level is Level.ERROR or names_an_error(line.message)
+
+
 def names_an_error(message: str) -> bool:
     """True for the line that names an exception or a usage error, as opposed to the traceback around it."""
     return _ERROR_TEXT.search(message.strip()) is not None

@@ -13,7 +13,8 @@ from typing import Final
 WITHHELD = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"})
 
 
-SECRET: Final = re.compile(r"--?[\w-]*(?:api[-_]key|token|secret|password)", re.IGNORECASE)
+#: Options and variables whose values stay out of logs and status.
+SECRET: Final = re.compile(r"[\w-]*(?:api[-_]key|token|secret|password)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +91,9 @@ def environment(inherited: Mapping[str, str], launch: Launch) -> dict[str, str]:
 
 def differences(base: Launch, launch: Launch) -> tuple[str, ...]:
     """What a launch changes against the base, one readable change each ("NCCL_P2P_DISABLE=1", "2 GPUs -> 1")."""
-    changes = [f"{name}={value}" for name, value in launch.env.items() if base.env.get(name) != value]
+    changes = [_set(name, value) for name, value in launch.env.items() if base.env.get(name) != value]
     changes += [f"{name} unset" for name in base.env if name not in launch.env]
-    changes += [" ".join(added)] if (added := _added_args(base.args, launch.args)) else []
+    changes += [shown(added)] if (added := _added_args(base.args, launch.args)) else []
     if base.utilisation != launch.utilisation:
         changes.append(f"--gpu-memory-utilization {_shown(base.utilisation)} -> {_shown(launch.utilisation)}")
     if base.gpus != launch.gpus:
@@ -100,6 +101,10 @@ def differences(base: Launch, launch: Launch) -> tuple[str, ...]:
     if base.tensor_parallel != launch.tensor_parallel:
         changes.append(f"--tensor-parallel-size {base.tensor_parallel} -> {launch.tensor_parallel}")
     return tuple(changes)
+
+
+def _set(name: str, value: str) -> str:
+    return f"{name}=..." if SECRET.fullmatch(name) else f"{name}={value}"
 
 
 def _added_args(base: tuple[str, ...], args: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from mgpu_llm.core import diagnosis, progress
+from mgpu_llm.core import diagnosis, engine_log, progress
 from mgpu_llm.core.diagnosis import Clue, Diagnosis
 from mgpu_llm.core.effects import Announce, Effect, Level, ProbeHealth
 from mgpu_llm.core.engine_log import parse
@@ -23,6 +23,8 @@ from mgpu_llm.core.states import Policy, Ready, State
 
 #: An engine that dies needs up to about 15 s from its first error to its end (vLLM 0.32.0).
 LAST_WORDS_S: Final = 30.0
+#: A traceback over several processes fits in.
+MOST_ERRORS: Final = 300
 
 Outcome = tuple[State, tuple[Effect, ...]] | Diagnosis
 
@@ -51,14 +53,19 @@ def take(state: Ready, event: Event, policy: Policy) -> Outcome:
 
 
 def _after_line(state: Ready, event: LineRead) -> Ready:
-    before = _last_words(state, event.at)
-    clue = diagnosis.look(before, parse(event.text))
-    return state if clue == before else replace(state, clue=clue, clue_at=event.at)
+    line = parse(event.text)
+    if not engine_log.is_error(line):
+        return state
+    return replace(state, errors=(*state.errors, (event.at, line))[-MOST_ERRORS:])
 
 
 def _last_words(state: Ready, at: float) -> Clue:
     """What the engine's errors of the last seconds gave away. A request that failed weeks ago explains no death."""
-    return state.clue if at - state.clue_at <= LAST_WORDS_S else Clue()
+    clue = Clue()
+    for said_at, line in state.errors:
+        if at - said_at <= LAST_WORDS_S:
+            clue = diagnosis.look(clue, line)
+    return clue
 
 
 def _after_probe(state: Ready, event: HealthProbed, policy: Policy) -> Outcome:

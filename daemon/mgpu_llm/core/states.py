@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from mgpu_llm.core.diagnosis import Clue, Diagnosis
-from mgpu_llm.core.engine_log import Phase
+from mgpu_llm.core.engine_log import Line, Phase
 from mgpu_llm.core.ladder import Rung
 from mgpu_llm.core.progress import Progress
 from mgpu_llm.core.stall import DEFAULT_PATIENCE_S
@@ -116,15 +116,15 @@ class Starting:
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """The engine serves. `progress` is the load's, kept for the status; `failed_probes` counts those in a row."""
+    """The engine serves. `progress` is the load's, kept for the status; `failed_probes` counts those in a row; `errors` are
+    the last error lines, each with the time at which it came."""
 
     run: Run
     since: float
     spawned_at: float
     progress: Progress
     pid: int | None
-    clue: Clue = field(default_factory=Clue)
-    clue_at: float = 0.0
+    errors: tuple[tuple[float, Line], ...] = ()
     failed_probes: int = 0
     probing: bool = False
     probe_at: float = 0.0
