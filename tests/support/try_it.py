@@ -40,8 +40,11 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     daemon = subprocess.Popen([MGPUD, "--config", setup.config_file], preexec_fn=_default_interrupt)
     if _wait_until_ready(daemon, setup):
-        print("READY", flush=True)
-        print(f"asked: {PROMPT}\nanswered: {_completion(setup.url)}", flush=True)
+        # The daemon's live line stands at the bottom of a terminal: what is printed takes its place.
+        clear = "\r\x1b[2K" if sys.stdout.isatty() else ""
+        print(f"{clear}READY", flush=True)
+        answer = _completion(setup.url)
+        print(f"{clear}asked: {PROMPT}\nanswered: {answer}", flush=True)
         subprocess.run([MGPUCTL, "--socket", setup.socket, "status"], check=False)
     return daemon.wait()
 
