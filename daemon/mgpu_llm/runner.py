@@ -122,6 +122,9 @@ class Runner:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            if self._ended is None:
+                # A fault of ours: an engine that nobody watches any more must not go on holding port and GPUs.
+                await self._outside.engine.kill(self._policy.kill_deadline_s)
 
     def status(self) -> Status:
         return report.status(self._state, self._policy, self._clock(), self._identity)

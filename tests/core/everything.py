@@ -82,7 +82,7 @@ def _states() -> Iterator[State]:
         yield Starting(run=run, since=NOW - 9, progress=begin(NOW - 9))
         yield Starting(run=run, since=NOW - 9, progress=LOADED.progress, pid=702, clue=Clue(error="ValueError: x"))
         yield Starting(run=run, since=NOW - 9, progress=replace(LOADED.progress, quiet_s=1e6), pid=702)
-        yield Starting(run=run, since=NOW - 9, progress=LOADED.progress, pid=702, healthy=True, probing=True)
+        yield Starting(run=run, since=NOW - 9, progress=LOADED.progress, pid=702, probing=True)
         yield Ready(run=run, since=NOW - 5, spawned_at=NOW - 90, progress=LOADED.progress, pid=None)
         yield Ready(
             run=run, since=NOW - 5, spawned_at=NOW - 90, progress=begin(NOW), pid=702, failed_probes=2, probing=True

@@ -69,8 +69,7 @@ def test_a_healthy_start_is_never_killed_and_becomes_ready_when_its_server_answe
     assert world.all(NotifyReady) == []
     assert isinstance(world.state, Starting)
     assert max(longest.values()) <= LONGEST_HEALTHY_QUIET_S
-    world.send(HealthProbed(at=world.at, attempt=1, healthy=True, detail="200"))
-    asked = world.tick(1.5)
+    asked = world.send(HealthProbed(at=world.at, attempt=1, healthy=True, detail="200"))
     assert ProbeCompletion(attempt=1) in asked
     world.send(CompletionProbed(at=world.at, attempt=1, served=True, detail="200"))
     assert isinstance(world.state, Ready)

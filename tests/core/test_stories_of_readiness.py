@@ -27,9 +27,9 @@ from tests.core.world import (
 def test_ready_comes_only_after_a_completion() -> None:
     world = loading().say(UP)
     assert len(world.all(ProbeHealth)) == 1
-    world.send(HealthProbed(at=world.at, attempt=1, healthy=True, detail="200"))
+    effects = world.send(HealthProbed(at=world.at, attempt=1, healthy=True, detail="200"))
+    assert effects == (ProbeCompletion(attempt=1),)
     assert world.all(NotifyReady) == []
-    assert of(world.tick(1.5), ProbeCompletion) == [ProbeCompletion(attempt=1)]
     assert of(world.tick(5.0), ProbeCompletion) == [], "one probe at a time"
     world.send(CompletionProbed(at=world.at, attempt=1, served=True, detail="200"))
     assert world.all(NotifyReady) == [NotifyReady()]
@@ -49,10 +49,11 @@ def asked(world: World, seconds: float = 10.0) -> int:
     count = 0
     for _ in range(int(seconds / 0.5)):
         effects = world.tick()
-        count += len(of(effects, ProbeHealth)) + len(of(effects, ProbeCompletion))
         if of(effects, ProbeHealth):
-            world.send(HealthProbed(at=world.at, attempt=world.attempt, healthy=True, detail="200"))
-        elif of(effects, ProbeCompletion):
+            count += 1
+            effects = world.send(HealthProbed(at=world.at, attempt=world.attempt, healthy=True, detail="200"))
+        if of(effects, ProbeCompletion):
+            count += 1
             world.send(CompletionProbed(at=world.at, attempt=world.attempt, served=True, detail="200"))
     return count
 
@@ -70,6 +71,17 @@ def test_a_foreign_server_on_the_port_gives_no_ready_before_the_engine_could_ser
     world.say("INFO 11-22 10:22:00 [api_server.py:1] Starting vLLM server on http://127.0.0.1:8000")
     assert asked(world) == 2
     assert world.all(NotifyReady) == [NotifyReady()]
+
+
+def test_answers_to_a_probe_of_before_the_first_known_words_prove_nothing_after_them() -> None:
+    world = World().start()
+    assert of(world.tick(), ProbeHealth) == [ProbeHealth(attempt=1)]
+    world.say(BANNER)
+    assert world.send(HealthProbed(at=world.at, attempt=1, healthy=True, detail="200")) == ()
+    for hopeless in (False, True):
+        world.send(CompletionProbed(at=world.at, attempt=1, served=not hopeless, detail="x", hopeless=hopeless))
+    assert isinstance(world.state, Starting)
+    assert world.all(NotifyReady) == []
 
 
 def test_an_engine_whose_log_says_nothing_known_is_asked_all_along() -> None:

@@ -44,6 +44,7 @@ def check(
         *_engine(loaded, environ),
         *argument_problems(loaded),
         *(() if engine_runs else _address(loaded)),
+        *_runtime_folder(loaded),
         *_gpus(loaded, environ, gpu_count),
     ]
     own = [problem for problem in found if not loaded.faulty(problem.table)]
@@ -142,6 +143,14 @@ def _address(loaded: Loaded) -> Iterator[ConfigProblem]:
         place = ("engine", "args" if options.has(args, options.PORT) else "port")
         where = f"port {server.port} of {quoted(server.host)}"
         yield loaded.problem(place, f"cannot listen on {where}: {trouble}", hint="free it, or set another")
+
+
+def _runtime_folder(loaded: Loaded) -> Iterator[ConfigProblem]:
+    """Only what no user could use: the one who checks need not be the one under whom the daemon runs."""
+    folder = Path(loaded.config.daemon.runtime_dir)
+    nearest = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+    if not nearest.is_dir():
+        yield loaded.problem(("daemon", "runtime_dir"), f"cannot be a folder: {quoted(str(nearest))} is none")
 
 
 def _gpus(loaded: Loaded, environ: Mapping[str, str], gpu_count: int | None) -> Iterator[ConfigProblem]:

@@ -219,7 +219,6 @@ class DaemonSettings(Table):
     runtime_dir: Annotated[
         Text, AfterValidator(_absolute), AfterValidator(_room_for_socket), Expected("an absolute path")
     ] = DEFAULT_RUNTIME_DIR
-    state_dir: Annotated[Text, AfterValidator(_absolute), Expected("an absolute path")] = "/var/lib/mgpu-llm"
 
 
 class RungSettings(Table):

@@ -35,7 +35,7 @@ from mgpu_llm.core.launch import differences
 from mgpu_llm.core.states import Policy, Ready, Run, Starting, State
 
 #: Seconds between health probes while loading: a refused connection costs nothing.
-PROBE_EVERY_S: Final = 1.0
+PROBE_EVERY_S: Final = 0.5
 #: While progress is real, systemd is asked for more time at most this often.
 EXTEND_EVERY_S: Final = 5.0
 #: What is asked for beyond the phase's patience, so that a verdict, the kill and the next spawn fit in.
@@ -75,8 +75,10 @@ def take(state: Starting, event: Event, policy: Policy) -> Outcome:
         case EngineExited():
             retries = policy.crashes_per_rung - 1
             return diagnosis.of_exit(event.status, state.progress.phase, state.clue, retries=retries)
+        case HealthProbed(healthy=True) if _may_serve(state):
+            return replace(state, probing=True), (ProbeCompletion(attempt=state.run.attempt),)
         case HealthProbed():
-            return replace(state, healthy=event.healthy, probing=False, probe_at=event.at + PROBE_EVERY_S), ()
+            return replace(state, probing=False, probe_at=event.at + PROBE_EVERY_S), ()
         case CompletionProbed():
             return _after_completion(state, event, policy)
         case _:
@@ -128,8 +130,7 @@ def _after_tick(state: Starting, event: Ticked, policy: Policy) -> Outcome:
         effects.append(ExtendTimeout(seconds=verdict.patience_s + EXTEND_SLACK_S))
         changed = replace(changed, extended_at=event.at)
     if not state.probing and event.at >= state.probe_at and _may_serve(state):
-        probe = ProbeCompletion if state.healthy else ProbeHealth
-        effects.append(probe(attempt=state.run.attempt))
+        effects.append(ProbeHealth(attempt=state.run.attempt))
         changed = replace(changed, probing=True)
     return changed, tuple(effects)
 
@@ -142,10 +143,10 @@ def _may_serve(state: Starting) -> bool:
 
 
 def _after_completion(state: Starting, event: CompletionProbed, policy: Policy) -> Outcome:
-    if not event.served:
-        if event.hopeless:
+    if not event.served or not _may_serve(state):
+        if event.hopeless and _may_serve(state):
             return diagnosis.of_refused_completion(event.detail)
-        return replace(state, healthy=False, probing=False, probe_at=event.at + PROBE_EVERY_S), ()
+        return replace(state, probing=False, probe_at=event.at + PROBE_EVERY_S), ()
     rung, base = policy.rungs[state.run.rung], policy.rungs[0]
     ready = Ready(
         run=replace(state.run, tries=0, tries_on_rung=0),

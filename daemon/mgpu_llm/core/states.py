@@ -100,14 +100,13 @@ class Stopped:
 
 @dataclass(frozen=True, kw_only=True)
 class Starting:
-    """An engine loads. `probing`: a probe is under way; `healthy`: /health answered, completions are being asked."""
+    """An engine loads. `probing`: a probe is under way, of /health first, then of a completion."""
 
     run: Run
     since: float
     progress: Progress
     clue: Clue = field(default_factory=Clue)
     pid: int | None = None
-    healthy: bool = False
     probing: bool = False
     probe_at: float = 0.0
     extended_at: float = 0.0
