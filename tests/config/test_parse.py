@@ -169,8 +169,8 @@ def test_gpus_by_word_index_or_uuid_are_taken(written: str) -> None:
             "serving.deaths_window: found 0 (integer), expected seconds from 1 to 604800 (a week)",
         ),
         ("retries.backoff = -1", "retries.backoff: found -1 (integer), expected seconds from 0 to 86400 (a day)"),
-        (
         ("daemon.runtime_dir = 'run'", 'daemon.runtime_dir: found "run" (string), expected an absolute path'),
+        (
             f"daemon.runtime_dir = '/{'x' * 94}'",
             f'daemon.runtime_dir: found "/{"x" * 70}... (string), expected a path of at most 94 bytes, so that its '
             "control socket can have a name",
