@@ -58,7 +58,7 @@ def test_under_systemd_each_level_has_its_priority_and_no_time_or_colour(journal
     log.critical("daemon.broken")
     assert journal.lines == [
         "<7>heartbeat.moved signal=rss",
-        "<6>attempt.started attempt=2 rung=p2p-off",
+        "<5>attempt.started attempt=2 rung=p2p-off",
         "<4>service.degraded",
         "<3>ladder.spent attempts=3",
         "<2>daemon.broken",
@@ -91,7 +91,7 @@ def test_under_systemd_each_level_has_its_priority_and_no_time_or_colour(journal
 )
 def test_a_fact_is_one_word_or_quoted(journal: Journal, fact: object, shown: str) -> None:
     structlog.get_logger().info("fact.told", fact=fact, after=1)
-    assert journal.lines == [f"<6>fact.told fact={shown} after=1"]
+    assert journal.lines == [f"<5>fact.told fact={shown} after=1"]
 
 
 def test_an_exception_is_one_record_on_one_line(journal: Journal) -> None:
