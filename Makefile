@@ -11,12 +11,12 @@ DEV_STAMP := $(VENV)/.complete
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make run        the daemon with a toy model on the real vLLM (CPU, tensor parallel 2), until Ctrl-C'
+	@echo 'make run        the daemon with a toy model on the real vLLM (CPU, tensor parallel 2), until Ctrl-C; PORT=8000'
 	@echo 'make demo       the same with an engine that hangs as broken peer-to-peer does, until it is cured'
 	@echo 'make dev        what both need: .venv (mgpud, mgpuctl) and .engine (vLLM for CPU)'
 	@echo 'make check      format, lint, types, layers, core and config tests: under a minute'
 	@echo 'make test       every test, the real vLLM and a real systemd included (root)'
-	@echo 'make install    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR)   make uninstall   PURGE=1 removes the config too'
+	@echo 'make install    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) PYTHON=python3   make uninstall   PURGE=1 removes the config too'
 
 $(DEV_STAMP): packaging/requirements/dev.txt packaging/requirements/daemon.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -45,7 +45,7 @@ test: dev check
 	$(PY) -m pytest --ignore=tests/core --ignore=tests/config
 
 install:
-	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' PYTHON='$(INSTALL_PYTHON)' packaging/install install
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' PYTHON='$(if $(filter command environment,$(firstword $(origin PYTHON))),$(PYTHON))' packaging/install install
 
 uninstall:
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' PURGE='$(PURGE)' packaging/install uninstall

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -60,7 +61,11 @@ class CannotStartError(Exception):
     show_default=True,
     help="The main config file; conf.d/*.toml beside it are laid over it.",
 )
-@click.option("--check", is_flag=True, help="Print every problem of the config and exit: 0 without problems, 78 with.")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="Print every problem of the config and exit: 0 without, 78 with, 75 where the GPUs cannot be seen.",
+)
 @click.version_option(mgpu_llm.__version__, prog_name="mgpud")
 def main(config_file: Path, *, check: bool) -> None:
     """Supervise a vLLM server: bring it to service, through stalls, and keep it there.
@@ -69,6 +74,9 @@ def main(config_file: Path, *, check: bool) -> None:
     Exit status: 0 stopped on request; 65 no retry can help; 69 gave up, the ladder is spent; 70 a fault in mgpud;
     75 try again (another daemon runs, or the driver cannot be reached); 78 the config is wrong.
     """
+    _mend_inheritance()
+    # Before the first thing that can fail: structlog's own way to show a fault prints every variable, secrets included.
+    journal.configure("info", os.environ, sys.stderr)
     notifier = SystemdNotifier(os.environ)
     try:
         sys.exit(asyncio.run(_check(config_file) if check else _supervise(config_file, notifier)))
@@ -81,6 +89,19 @@ def main(config_file: Path, *, check: bool) -> None:
         log.exception("daemon.fault", error=f"{type(fault).__name__}: {fault}")
         notifier.status(f"a fault in mgpud: {type(fault).__name__}: {fault}")
         sys.exit(FAULT)
+
+
+def _mend_inheritance() -> None:
+    """Undo what a careless parent handed down: closed standard streams, whose numbers our own files would get, and an
+    ignored SIGCHLD, under which the kernel throws the engine's exit status away."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for stream in range(3):
+        try:
+            os.fstat(stream)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace")
 
 
 async def _check(config_file: Path) -> int:
@@ -185,7 +206,7 @@ async def _planned(loaded: Loaded, driver: Gpus, *, engine_runs: bool = False) -
         raise CannotStartError(BAD_CONFIG, render(problems))
     if isinstance(found, gpus.GpusUnobserved):
         hint = 'an engine without GPUs needs gpus.use = "none"'
-        raise CannotStartError(TRY_AGAIN, f"cannot see the GPUs: {found.reason} ({hint})")
+        raise CannotStartError(TRY_AGAIN, f"{found.reason} ({hint})")
     return assembly.plan(loaded.config, found, os.environ)
 
 

@@ -130,7 +130,7 @@ class Runner:
         return report.status(self._state, self._policy, self._clock(), self._identity)
 
     def rungs(self) -> tuple[RungStatus, ...]:
-        return report.ladder(self._state.run, self._policy)
+        return report.ladder(self._state, self._policy)
 
     def engine_lines(self, count: int) -> tuple[str, ...]:
         return self._outside.engine.tail.last(count)
@@ -142,14 +142,15 @@ class Runner:
             raise RefusedError("cannot do that: the daemon is ending")
         log.info("control.request", verb=verb, by=by, state=now)
         match verb:
-            case "start" if now in ("starting", "ready"):
-                return f"nothing to do: the engine is {now} already"
+            # Also where there seems to be nothing to do: what was asked just before may still lie in the queue.
             case "start":
                 self._events.put_nowait(StartRequested(at=at))
-            case "stop" if now == "stopped":
-                return "nothing to do: no engine runs"
+                if now in ("starting", "ready"):
+                    return f"nothing to do: the engine is {now} already"
             case "stop":
                 self._events.put_nowait(StopRequested(at=at, final=False, by=by))
+                if now == "stopped":
+                    return "nothing to do: no engine runs"
             case _:
                 self._events.put_nowait(RestartRequested(at=at, by=by))
         return f"{verb} is under way"

@@ -9,13 +9,16 @@ import pwd
 import socket
 import stat
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mgpu_llm.adapters import control_socket
 from mgpu_llm.adapters.control_socket import serving
 from mgpu_llm.control_api import rung_from_json, status_from_json
+from mgpu_llm.core.status import Status
 from tests.ctl.daemons import DEADLINE_S, SampleBackend, daemon
 from tests.ctl.samples import RUNGS, SERVING, STATES
 
@@ -187,3 +190,43 @@ def test_an_end_does_not_wait_for_clients_that_keep_their_connection(tmp_path: P
     assert idle.is_set()
     assert not path.exists()
     connection.close()
+
+
+def test_clients_that_never_finish_a_request_are_hung_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control_socket, "LONGEST_S", 0.1)
+    with daemon(tmp_path, SampleBackend()) as path:
+        for words in (b"", b"GET /v1/sta", b"POST /v1/stop HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc"):
+            with socket.socket(socket.AF_UNIX) as slow:
+                slow.settimeout(DEADLINE_S)
+                slow.connect(str(path))
+                slow.sendall(words)
+                assert slow.recv(65536) == b""
+        assert ask(path, "GET", "/v1/status")[0] == 200
+
+
+class BusyBackend(SampleBackend):
+    """Holds up its loop until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def status(self) -> Status:
+        assert self.go_on.wait(DEADLINE_S)
+        return super().status()
+
+
+def test_hundreds_that_connect_while_the_loop_is_busy_are_all_answered(tmp_path: Path) -> None:
+    backend = BusyBackend()
+    with daemon(tmp_path, backend) as path, ExitStack() as stack:
+        clients = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(300)]
+        try:
+            for client in clients:
+                client.setblocking(False)  # a full queue would be an error at once
+                client.connect(str(path))
+                client.sendall(b"GET /v1/status HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        finally:
+            backend.go_on.set()
+        for client in clients:
+            client.settimeout(DEADLINE_S)
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mgpu_llm.adapters.engine.command import spawn_problem
 from mgpu_llm.adapters.engine.process import EngineProcess
 from mgpu_llm.core.events import EngineExited, EngineGone, EngineSpawned, EngineSpawnFailed
 from tests.support.engine_run import Run, running
@@ -121,6 +123,11 @@ def test_a_command_that_is_not_in_the_path_is_hopeless_and_the_path_is_told(tmp_
     assert "no 'vllm-nowhere' in PATH" in failed.reason
     assert str(tmp_path) in failed.reason
     assert failed.hopeless
+
+
+def test_a_full_disk_is_worth_another_try_and_named() -> None:
+    why = spawn_problem(OSError(errno.ENOSPC, "No space left on device", "/run/mgpu-llm/zmq-x"))
+    assert why == ("cannot start the engine: '/run/mgpu-llm/zmq-x': No space left on device", False)
 
 
 def test_too_long_a_command_line_is_hopeless_and_says_so(tmp_path: Path) -> None:

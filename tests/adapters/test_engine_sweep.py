@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from mgpu_llm.adapters.engine.sweep import sweep_orphans
-from mgpu_llm.adapters.engine.tags import prefix
+from mgpu_llm.adapters.engine.tags import VARIABLE, prefix
 from mgpu_llm.adapters.engine.tree import read_stat
 from tests.support.engine_run import until
 
@@ -85,3 +85,22 @@ def test_engines_of_an_earlier_life_of_this_daemon_are_ended_and_told_and_no_oth
         assert not sockets(others)
 
     asyncio.run(story())
+
+
+#: Begun with the mark of an engine, as its parent was: by somebody who copied an engine's environment, say.
+MARKED = """
+import asyncio, subprocess, sys, time
+from pathlib import Path
+from mgpu_llm.adapters.engine.sweep import sweep_orphans
+if sys.argv[2:]:
+    raise SystemExit(subprocess.run([sys.executable, "-c", sys.argv[2], sys.argv[1]]).returncode)
+print(asyncio.run(sweep_orphans(Path(sys.argv[1]), clock=time.monotonic, deadline_s=20)))
+"""
+
+
+def test_a_daemon_begun_from_an_engine_s_environment_ends_neither_itself_nor_its_parent(tmp_path: Path) -> None:
+    path = os.pathsep.join(filter(None, sys.path))
+    env = {**os.environ, "PYTHONPATH": path, VARIABLE: prefix(tmp_path) + "1:abc"}
+    command = [sys.executable, "-c", MARKED, str(tmp_path), MARKED]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, start_new_session=True)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

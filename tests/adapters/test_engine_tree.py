@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mgpu_llm.adapters.engine.cgroup import CgroupTree, find_delegated
-from mgpu_llm.adapters.engine.tree import read_stat
+from mgpu_llm.adapters.engine.tree import all_stats, read_stat
 from mgpu_llm.core.events import EngineExited, EngineGone, EngineSpawned, EngineStuck
 from tests.support.engine_run import running, until
 
@@ -151,6 +151,37 @@ def test_orphans_of_a_dead_top_process_are_ended(tmp_path: Path) -> None:
             assert is_alive(pids["plain"])
             await run.engine.kill(20)
             assert not [name for name, pid in pids.items() if is_alive(pid)]
+
+    asyncio.run(story())
+
+
+#: Orphans that end by themselves while the engine goes on.
+SHORT_LIVED = """
+import os, time
+os.write(1, b"up\\n")
+for _ in range(20):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            time.sleep(0.2)
+        os._exit(0)
+    os.wait()
+os.write(1, b"all are orphans\\n")
+time.sleep(600)
+"""
+
+
+def test_orphans_that_end_while_the_engine_serves_do_not_stay_as_zombies(tmp_path: Path) -> None:
+    def zombies(session: int) -> int:
+        return sum(stat.session == session and not stat.alive for stat in all_stats().values())
+
+    async def story() -> None:
+        async with running(tmp_path) as run:
+            await run.python(SHORT_LIVED)
+            await run.line("all are orphans")
+            top = (await run.first(EngineSpawned)).pid
+            await until("the last of them has ended", lambda: zombies(top) == 20)
+            assert [process.pid for process in run.engine.sample()] == [top]
+            assert zombies(top) == 0
 
     asyncio.run(story())
 

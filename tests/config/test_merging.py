@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from mgpu_llm.config.document import origin
 from tests.config.loading import config, loaded, problems
 
@@ -71,3 +73,9 @@ def test_a_key_twice_in_one_file_is_refused_by_toml_itself() -> None:
 
 def test_an_empty_file_is_the_defaults() -> None:
     assert config("") == config("[engine]\n[gpus]\n[engine.env]")
+
+
+@pytest.mark.parametrize("text", ["port = " + "9" * 6000, "a = " + "[" * 100_000])
+def test_toml_that_python_cannot_hold_is_a_problem_of_its_file(text: str) -> None:
+    (told,) = [line for line in problems(text, b='model.path = "m/m"') if "TOML" in line]
+    assert told.startswith("a.toml: cannot read it as TOML: ")

@@ -62,6 +62,7 @@ def test_mistrals_own_format_is_read_where_there_is_no_config_json(tmp_path: Pat
     [
         (b"{", "it is not JSON: expecting property name enclosed in double quotes in line 1"),
         (b"[]", "it is JSON, but not an object"),
+        (b"[" * 200_000, "it is nested too deeply"),
         (b"\xff\xfe\xff", "it is not text"),
         (b'{"n_layer": 1}', 'it has neither "model_type" nor "architectures"'),
     ],

@@ -262,3 +262,16 @@ def test_a_line_that_names_an_exception_or_a_usage_error_names_an_error(message:
 )
 def test_the_traceback_around_an_error_and_talk_about_errors_do_not_name_one(message: str) -> None:
     assert not names_an_error(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        f"Loading safetensors checkpoint shards: 0% Completed | 1/{'9' * 5000}",
+        f"Capturing CUDA graphs: 0%| | {'9' * 5000}/4",
+        "Capturing CUDA graph" * 100 + "1" * 6000,
+    ],
+)
+def test_a_count_of_thousands_of_digits_is_none(message: str) -> None:
+    assert facts(message).shards is None
+    assert facts(message).graphs is None

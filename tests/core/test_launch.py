@@ -101,6 +101,7 @@ def test_a_command_line_is_shown_without_its_secrets(command: tuple[str, ...], t
 
 def test_changes_are_told_without_their_secrets() -> None:
     base = Launch(gpus=None, tensor_parallel=1, utilisation=None)
-    env = {"HF_TOKEN": "hf_abc", "TOKENIZERS_PARALLELISM": "false"}
+    env = {"HF_TOKEN": "hf_abc", "AWS_SECRET_ACCESS_KEY": "s3", "TOKENIZERS_PARALLELISM": "false"}
     changed = with_changes(base, env=env, args=("--api-key", "k3y"))
-    assert differences(base, changed) == ("HF_TOKEN=...", "TOKENIZERS_PARALLELISM=false", "--api-key ...")
+    secrets = ("HF_TOKEN=...", "AWS_SECRET_ACCESS_KEY=...")
+    assert differences(base, changed) == (*secrets, "TOKENIZERS_PARALLELISM=false", "--api-key ...")

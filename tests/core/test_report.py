@@ -173,7 +173,7 @@ def test_attempts_are_told_with_their_cause_advice_and_evidence_and_the_running_
 
 
 def test_the_ladder_shows_what_was_tried_what_runs_and_what_comes() -> None:
-    rungs = report.ladder(RUN, POLICY)
+    rungs = report.ladder(READY, POLICY)
     assert [(rung.name, rung.standing) for rung in rungs] == [
         ("base", "tried"), ("p2p-off", "current"), ("utilisation-0.85", "next"), ("utilisation-0.80", "later"), ("tp-1", "later")
     ]  # fmt: skip
@@ -187,8 +187,10 @@ def test_the_ladder_shows_what_was_tried_what_runs_and_what_comes() -> None:
     )
 
 
-def test_before_the_first_attempt_the_base_comes_next() -> None:
-    assert [rung.standing for rung in report.ladder(Run(), POLICY)] == ["next", "later", "later", "later", "later"]
+def test_before_the_first_attempt_the_base_comes_next_and_so_it_does_once_stopped() -> None:
+    for run in (Run(), RUN):
+        standings = [rung.standing for rung in report.ladder(Stopped(run=run), POLICY)]
+        assert standings == ["next", "later", "later", "later", "later"]
 
 
 def _everywhere() -> list[World]:
@@ -208,7 +210,7 @@ def test_a_status_survives_the_socket_unchanged() -> None:
 
 
 def test_a_rung_survives_the_socket_unchanged() -> None:
-    for rung in report.ladder(RUN, POLICY):
+    for rung in report.ladder(READY, POLICY):
         assert control_api.rung_from_json(json.loads(json.dumps(control_api.rung_to_json(rung)))) == rung
 
 

@@ -254,3 +254,13 @@ def test_each_verb_explains_itself_without_a_daemon(tmp_path: Path, verb: str) -
     done = mgpuctl(tmp_path / "s", verb, "--help")
     assert done.returncode == 0
     assert f"mgpuctl {verb}" in done.stdout
+
+
+def test_a_daemon_whose_queue_is_full_does_not_answer(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as first:
+        busy.bind(str(tmp_path / "s"))
+        busy.listen(0)
+        first.connect(str(tmp_path / "s"))
+        done = mgpuctl(tmp_path / "s", "status")
+    assert done.returncode == exits.NO_ANSWER
+    assert "does not answer" in one_line(done)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -16,6 +18,8 @@ import urllib.request
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from mgpu_llm.adapters import instance_lock
+from mgpu_llm.config.listener import port_trouble
 from tests.support.toy_setup import ROOT, Setup, make_checkpoint
 
 MGPUD = ROOT / ".venv/bin/mgpud"
@@ -27,13 +31,16 @@ PROMPT = "The load hung because"
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--fault", default="", help="MGPU_FAULT of the engine, such as p2p-hang")
-    options.add_argument("--port", type=int, default=int(os.environ.get("PORT", "8000")))
+    options.add_argument("--port", type=int, default=os.environ.get("PORT", "8000"), help="also by PORT=")
     given = options.parse_args()
     make_checkpoint()
-    # Under /tmp: a Unix socket's path is short, and a checkout's may be long.
-    folder = Path(f"/tmp/mgpu-llm-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
-    setup = Setup(folder=folder, port=given.port, env={"MGPU_FAULT": given.fault} if given.fault else {})
+    # vLLM remembers what it has seen of a model; a trial leaves nothing in the home directory.
+    env = {"VLLM_CACHE_ROOT": str(ROOT / "build/vllm-cache"), **({"MGPU_FAULT": given.fault} if given.fault else {})}
+    # Under /tmp: a Unix socket's path is short, and a checkout's may be long. By name, so that mgpuctl can be told where.
+    setup = Setup(folder=Path(f"/tmp/mgpu-llm-{os.getuid()}"), port=given.port, env=env)
+    if trouble := _trouble(setup):
+        print(trouble, file=sys.stderr)
+        return os.EX_TEMPFAIL
     setup.write()
     print(f"config: {setup.config_file}\nstatus: MGPU_LLM_SOCKET={setup.socket} {MGPUCTL} status", flush=True)
     # Ctrl-C reaches the whole foreground group: the daemon ends the engine, and we wait for the daemon.
@@ -44,9 +51,26 @@ def main() -> int:
         clear = "\r\x1b[2K" if sys.stdout.isatty() else ""
         print(f"{clear}READY", flush=True)
         answer = _completion(setup.url)
-        print(f"{clear}asked: {PROMPT}\nanswered: {answer}", flush=True)
-        subprocess.run([MGPUCTL, "--socket", setup.socket, "status"], check=False)
-    return daemon.wait()
+        asked = subprocess.run(
+            [MGPUCTL, "--socket", setup.socket, "status"], check=False, capture_output=True, text=True
+        )
+        print(f"{clear}asked: {PROMPT}\nanswered: {answer}\n{asked.stdout}", flush=True)
+    status = daemon.wait()
+    shutil.rmtree(setup.folder)
+    return status if status >= 0 else 128 - status
+
+
+def _trouble(setup: Setup) -> str:
+    """Why no trial can run now, "" if one can. Makes its folder."""
+    setup.folder.mkdir(mode=0o700, exist_ok=True)
+    found = setup.folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        return f"cannot use '{setup.folder}': it must be a folder that is yours alone; remove it"
+    if pid := instance_lock.holder(setup.runtime_dir):
+        return f"cannot start: a trial runs already (mgpud has pid {pid}); end it first"
+    if why := port_trouble("127.0.0.1", setup.port):
+        return f"cannot use port {setup.port}: {why}; choose another with PORT=, as in: make run PORT=8001"
+    return ""
 
 
 def _default_interrupt() -> None:

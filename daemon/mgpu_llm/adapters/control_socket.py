@@ -28,6 +28,10 @@ MOST_LINES = 10_000
 BODY_BYTES = 4096
 #: aiohttp would wait a minute for clients that keep a connection open, longer than systemd waits for our end.
 GOODBYE_S = 1.0
+#: Every answer is given at once. Who stays longer than this, or at most twice this, holds a file descriptor for nothing.
+LONGEST_S = 10.0
+#: Beyond so many that connect while the loop is busy, the kernel refuses at once (EAGAIN).
+BACKLOG = 512
 
 log = structlog.get_logger()
 
@@ -65,12 +69,28 @@ async def serving(runtime_dir: Path, backend: Backend, *, group: str = GROUP) ->
     runner = web.AppRunner(_application(backend), access_log=None, shutdown_timeout=GOODBYE_S)
     try:
         await runner.setup()
-        await web.SockSite(runner, listener).start()
-        yield path
+        await web.SockSite(runner, listener, backlog=BACKLOG).start()
+        hanging_up = asyncio.create_task(_hang_up_on_the_slow(runner))
+        try:
+            yield path
+        finally:
+            hanging_up.cancel()
     finally:
         path.unlink(missing_ok=True)
         await runner.cleanup()
         listener.close()
+
+
+async def _hang_up_on_the_slow(runner: web.AppRunner) -> None:
+    """aiohttp waits for ever for the first byte of a request, or for its last."""
+    before = set[object]()
+    while runner.server is not None:
+        await asyncio.sleep(LONGEST_S)
+        connections = runner.server.connections
+        for connection in connections:
+            if connection in before:
+                connection.force_close()
+        before = set(connections)
 
 
 def _listen(path: Path, group: str) -> socket.socket:
@@ -84,7 +104,7 @@ def _listen(path: Path, group: str) -> socket.socket:
         with suppress(KeyError, PermissionError):
             # Without the group, or without the right to give the socket to it, the daemon's own user and root remain.
             os.chown(raw, -1, grp.getgrnam(group).gr_gid)
-        listener.listen()
+        listener.listen(BACKLOG)
         raw.rename(path)
     except OSError as error:
         listener.close()

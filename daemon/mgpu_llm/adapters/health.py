@@ -15,7 +15,10 @@ from mgpu_llm.core.endpoint import Endpoint
 #: How an answer of the server is read: it worked, it can never work, or it may work later.
 _REFUSALS: Final = frozenset({400, 404, 405, 422, 501})
 _UNAUTHORISED: Final = frozenset({401, 403})
-_TROUBLES: Final = (aiohttp.ClientError, TimeoutError, OSError, ValueError)
+#: RecursionError: JSON that is nested without end.
+_TROUBLES: Final = (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError)
+#: /v1/models has about 600 bytes a name, and a server may have hundreds of LoRA adapters.
+_ANSWER_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +102,7 @@ class Probes:
         async with self._connected().request(
             method, self._endpoint.url + path, json=body, headers=headers, ssl=False, allow_redirects=False
         ) as response:
-            return response.status, (await response.content.read(65536)).decode("utf-8", "replace")
+            return response.status, (await _beginning(response.content)).decode("utf-8", "replace")
 
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -112,12 +115,19 @@ class Probes:
         return self._session
 
 
+async def _beginning(content: aiohttp.StreamReader) -> bytes:
+    """The whole body, or its first _ANSWER_BYTES. (`read(n)` gives whatever has arrived so far.)"""
+    try:
+        return await content.readexactly(_ANSWER_BYTES)
+    except asyncio.IncompleteReadError as whole:
+        return whole.partial
+
+
 def _names(text: str) -> list[str]:
     document = json.loads(text)
     data = document.get("data") if isinstance(document, dict) else None
-    return (
-        [entry["id"] for entry in data if isinstance(entry, dict) and isinstance(entry.get("id"), str)] if data else []
-    )
+    entries = data if isinstance(data, list) else []
+    return [entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), str)]
 
 
 def _trouble(error: BaseException, timeout_s: float) -> str:

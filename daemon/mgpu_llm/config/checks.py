@@ -148,8 +148,12 @@ def _address(loaded: Loaded) -> Iterator[ConfigProblem]:
 def _runtime_folder(loaded: Loaded) -> Iterator[ConfigProblem]:
     """Only what no user could use: the one who checks need not be the one under whom the daemon runs."""
     folder = Path(loaded.config.daemon.runtime_dir)
-    nearest = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
-    if not nearest.is_dir():
+    try:
+        nearest = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+        usable = nearest.is_dir()
+    except PermissionError:
+        return  # not ours to see, and so perhaps not ours to use
+    if not usable:
         yield loaded.problem(("daemon", "runtime_dir"), f"cannot be a folder: {quoted(str(nearest))} is none")
 
 

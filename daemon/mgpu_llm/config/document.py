@@ -30,7 +30,7 @@ def merge(sources: Iterable[Source]) -> tuple[Document, tuple[ConfigProblem, ...
         try:
             # A line end behind the last line: tomllib then names the line of a mistake there, too.
             table = tomllib.loads(f"{source.text}\n")
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also of a number or a nesting without end
             problems.append(ConfigProblem(file=source.file, key="", found=f"cannot read it as TOML: {_lower(error)}"))
             continue
         _lay_over(values, _frozen(table), (), source.file, origins)

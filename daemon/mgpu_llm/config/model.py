@@ -81,6 +81,8 @@ def _json_object(file: Path) -> dict[str, Any]:
         raise ValueError("it is not text") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error.msg.lower()} in line {error.lineno}") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
     if not isinstance(content, dict):
         raise ValueError("it is JSON, but not an object")
     return content

@@ -68,11 +68,14 @@ _ERROR_TEXT: Final = re.compile(
     r"|^(?:Value error|Assertion failed), "
 )
 
+# Counts have a bound: what prints more digits is no progress bar, and Python's int() refuses thousands of them.
 _SHARDS: Final = re.compile(
     r"(?:Loading (?:safetensors|pt|np_cache) checkpoint shards|Multi-thread loading shards|Loading safetensors using \w+)"
-    r"[^|]*\|\s*(?P<done>\d+)/(?P<total>\d+)"
+    r"[^|]*\|\s*(?P<done>\d{1,9})/(?P<total>\d{1,9})(?!\d)"
 )
-_GRAPHS: Final = re.compile(r"Capturing (?:CUDA graph|cudagraph)[^%|]*\d+%\|[^|]*\|\s*(?P<done>\d+)/(?P<total>\d+)")
+_GRAPHS: Final = re.compile(
+    r"Capturing (?:CUDA graph|cudagraph)[^%|]*%\|[^|]*\|\s*(?P<done>\d{1,9})/(?P<total>\d{1,9})(?!\d)"
+)
 _SERVING: Final = re.compile(r"Application startup complete|Uvicorn running on")
 #: Pattern -> the phase in which the engine is once it has said so.
 _PHASES: Final = (

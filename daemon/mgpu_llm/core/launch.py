@@ -14,7 +14,7 @@ WITHHELD = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_
 
 
 #: Options and variables whose values stay out of logs and status.
-SECRET: Final = re.compile(r"[\w-]*(?:api[-_]key|token|secret|password)", re.IGNORECASE)
+SECRET: Final = re.compile(r"[\w-]*(?:api[-_]key|token|secret|password|secret[-_]access[-_]key)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ compiler's processor time: compilers do not wait for peers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -35,6 +36,9 @@ WINDOW_S: Final = 5.0
 LONGEST_LOOK_S: Final = 2.0
 #: So many different wordings are remembered; an engine that prints more is not loading but flooding.
 MOST_WORDINGS: Final = 2000
+#: So many births of processes of one name are movement. A load brings its workers up once; what is born again and again
+#: is a script that polls. Compilers are born by the hundred, and their work counts by itself.
+MOST_BIRTHS: Final = 16
 COMPILERS: Final = frozenset(
     {
         "nvcc",
@@ -84,6 +88,7 @@ class Progress:
     marks: Mapping[str, Mark] = field(default_factory=dict)
     totals: Mapping[str, float] = field(default_factory=dict)
     processes: Mapping[tuple[int, int], ProcessSample] = field(default_factory=dict)
+    births: Mapping[str, int] = field(default_factory=dict)
     resting: Mapping[tuple[int, int], ProcessSample] = field(default_factory=dict)
     resting_at: float = 0.0
     busy: Mapping[int, float] = field(default_factory=dict)
@@ -134,7 +139,9 @@ def after_processes(progress: Progress, event: ProcessesSampled) -> Progress:
     born = now.keys() - before.keys()
     pairs = [(before[key], sample) for key, sample in now.items() if key in before]
     totals = {
-        "rss": float(sum(sample.rss_bytes for sample in event.processes)),
+        # Memory may shrink while work is done, so each process's changes count both ways; what comes and goes with a
+        # process is not its work.
+        "rss": progress.totals.get("rss", 0.0) + sum(abs(b.rss_bytes - a.rss_bytes) for a, b in pairs),
         "read_chars": _grown(progress, "read_chars", ((a.read_chars, b.read_chars) for a, b in pairs)),
         "read_bytes": _grown(progress, "read_bytes", ((a.read_bytes, b.read_bytes) for a, b in pairs)),
         "major_faults": _grown(progress, "major_faults", ((a.major_faults, b.major_faults) for a, b in pairs)),
@@ -147,12 +154,16 @@ def after_processes(progress: Progress, event: ProcessesSampled) -> Progress:
     resting = before if moved_since else progress.resting
     resting_at = progress.sampled_at if moved_since and progress.sampled_at is not None else progress.resting_at
     moved, marks = _measured(progress.marks, totals, event.at)
-    if born:
-        moved = moved | {"processes"}
+    births = Counter(progress.births)
+    for name in (now[key].name for key in born):
+        births[name] += 1
+        if births[name] <= MOST_BIRTHS:
+            moved = moved | {"processes"}
     quiet_s = progress.quiet_s + min(max(elapsed_s, 0.0), LONGEST_LOOK_S)
     changed = replace(
         progress,
         processes=now,
+        births=births,
         resting=resting,
         resting_at=resting_at,
         busy=_shares(resting, now, event.at - resting_at),

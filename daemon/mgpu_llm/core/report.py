@@ -76,15 +76,16 @@ def status(state: State, policy: Policy, at: float, identity: Identity) -> Statu
     )
 
 
-def ladder(run: Run, policy: Policy) -> tuple[RungStatus, ...]:
-    """The rungs as they would be tried, the base first."""
+def ladder(state: State, policy: Policy) -> tuple[RungStatus, ...]:
+    """The rungs as they would be tried, the base first. One that is stopped would begin on the base again."""
+    run, here = state.run, None if isinstance(state, Stopped) else state.run.rung
     tried = {ended.rung for ended in run.ended if ended.diagnosis is not None}
     return tuple(
         RungStatus(
             name=rung.name,
             changes=differences(policy.rungs[0].launch, rung.launch),
             cost=rung.cost,
-            standing=_standing(index, run, tried_before=rung.name in tried),
+            standing=_standing(index, here, tried_before=rung.name in tried),
         )
         for index, rung in enumerate(policy.rungs)
     )
@@ -143,12 +144,12 @@ def _since(state: State, at: float) -> float:
     return state.since if isinstance(state, Starting | Ready | Killing) else at
 
 
-def _standing(index: int, run: Run, *, tried_before: bool) -> str:
-    if run.attempt and index == run.rung:
+def _standing(index: int, here: int | None, *, tried_before: bool) -> str:
+    if index == here:
         return "current"
-    if tried_before:
-        return "tried"
-    return "next" if index == (run.rung + 1 if run.attempt else 0) else "later"
+    if index == (0 if here is None else here + 1):
+        return "next"
+    return "tried" if tried_before else "later"
 
 
 def _current(state: State, rung: str, at: float) -> tuple[AttemptStatus, ...]:

@@ -116,7 +116,8 @@ class Client:
 
     def _failure(self, error: Exception, *, overdue: bool) -> Failure:
         match error:
-            case _ if overdue or isinstance(error, TimeoutError):
+            # BlockingIOError: so many ask that the kernel has no room for one more in the queue.
+            case _ if overdue or isinstance(error, TimeoutError | BlockingIOError):
                 return Failure(
                     f"the daemon on {self.path} does not answer within {ANSWER_S:g} s; "
                     "see: journalctl -u mgpu-llm -n 50",

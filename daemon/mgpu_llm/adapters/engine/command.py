@@ -8,8 +8,19 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-#: Another try may succeed when memory, processes or file descriptors are free again.
-PASSING = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ETXTBSY, errno.EINTR})
+#: Another try may succeed when memory, processes, file descriptors or room for the sockets' folder are free again.
+PASSING = frozenset(
+    {
+        errno.EAGAIN,
+        errno.ENOMEM,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.ETXTBSY,
+        errno.EINTR,
+    }
+)
 TOO_LONG = "its command line and environment together are too long"
 
 
@@ -35,6 +46,8 @@ def spawn_problem(error: OSError | ValueError) -> tuple[str, bool]:
     if not isinstance(error, OSError):  # a NUL character in an argument or in the environment
         return f"cannot start the engine: {error}", True
     why = TOO_LONG if error.errno == errno.E2BIG else error.strerror or str(error)
+    if error.filename is not None:
+        why = f"'{error.filename}': {why}"
     return f"cannot start the engine: {why}", error.errno not in PASSING
 
 

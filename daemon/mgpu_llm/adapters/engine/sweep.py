@@ -55,10 +55,22 @@ def _memory_of(pids: tuple[int, ...]) -> frozenset[leftovers.File]:
 def _engines(beginning: str) -> tuple[Stat, ...]:
     """Marked processes, and those in their sessions (an engine's sessions are its own) and below them.
 
-    The mark alone is not enough: a process that names itself may overwrite its environment.
+    The mark alone is not enough: a process that names itself may overwrite its environment. It is too much where we
+    were begun from a copy of an engine's environment: we and those above us are no engine.
     """
     marked = tags.find(beginning)
     stats = all_stats()
     sessions = {stats[pid].session for pid in marked if pid in stats} - {os.getsid(0)}
-    roots = [stat for stat in stats.values() if stat.session in sessions or stat.pid in marked]
-    return tuple(stat for stat in with_descendants(roots, stats).values() if stat.alive)
+    above = _lineage(stats)
+    roots = [s for s in stats.values() if (s.session in sessions or s.pid in marked) and s.pid not in above]
+    found = with_descendants(roots, stats).values()
+    return tuple(stat for stat in found if stat.alive and stat.pid not in above)
+
+
+def _lineage(stats: dict[int, Stat]) -> frozenset[int]:
+    """Our own pid, our parent's, and so on up."""
+    pids, pid = set[int](), os.getpid()
+    while pid in stats and pid not in pids:
+        pids.add(pid)
+        pid = stats[pid].parent
+    return frozenset(pids)

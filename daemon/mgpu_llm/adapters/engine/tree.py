@@ -130,7 +130,12 @@ class WalkedTree:
         self._known = frozenset({(top.pid, top.started)})
 
     def members(self) -> tuple[Stat, ...]:
-        return tuple(stat for stat in self._find(all_stats(), ()) if stat.alive)
+        found = self._find(all_stats(), ())
+        for stat in found:
+            # An engine may serve for months, and what it orphans would fill the process table with zombies.
+            if not stat.alive:
+                self._reap(stat)
+        return tuple(stat for stat in found if stat.alive)
 
     def kill(self) -> tuple[Stat, ...]:
         stats = all_stats()

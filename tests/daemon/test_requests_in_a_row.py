@@ -1,0 +1,63 @@
+"""Requests that come faster than the loop takes them up."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mgpu_llm.adapters.console import Console
+from mgpu_llm.adapters.engine.process import EngineProcess
+from mgpu_llm.adapters.gpus import Gpus
+from mgpu_llm.adapters.health import Probes
+from mgpu_llm.adapters.systemd import SystemdNotifier
+from mgpu_llm.core.endpoint import Endpoint
+from mgpu_llm.core.events import Event, StartRequested, StopRequested
+from mgpu_llm.core.launch import Server
+from mgpu_llm.core.report import Identity
+from mgpu_llm.core.states import Ready, Stopped
+from mgpu_llm.observer import Observer
+from mgpu_llm.runner import Outside, Runner
+from tests.core.everything import POLICY, STATES
+
+
+def runner(folder: Path, events: asyncio.Queue[Event]) -> Runner:
+    """One whose loop does not run, so that nothing is taken up."""
+    clock = time.monotonic
+    endpoint = Endpoint(url="http://127.0.0.1:1", uds=None, api_key=None, served_name=None)
+    outside = Outside(
+        engine=EngineProcess(clock=clock, emit=events.put_nowait, runtime_dir=folder),
+        observer=Observer(Gpus(), {}, clock, events.put_nowait),
+        probes=Probes(endpoint, health_timeout_s=1, completion_timeout_s=1),
+        notifier=SystemdNotifier({}),
+        console=Console(sys.stderr),
+        watchdog_interval_s=None,
+        engine_socket=None,
+        address_trouble=str,
+    )
+    identity = Identity(version="0", model="toy", url=endpoint.url)
+    return Runner(POLICY, Server(command=("vllm",), model="toy"), identity, {}, clock, events, outside)
+
+
+@pytest.mark.parametrize(
+    ("state", "verbs", "wanted"),
+    [
+        (Stopped, ("start", "stop"), [StartRequested, StopRequested]),
+        (Ready, ("stop", "start"), [StopRequested, StartRequested]),
+    ],
+)
+def test_a_request_that_takes_back_the_last_one_is_not_lost(
+    tmp_path: Path, state: type, verbs: tuple[str, str], wanted: list[type]
+) -> None:
+    async def story() -> list[type]:
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        asked = runner(tmp_path, events)
+        asked._state = next(known for known in STATES if isinstance(known, state))
+        for verb in verbs:
+            asked.request(verb, "somebody")
+        return [type(events.get_nowait()) for _ in range(events.qsize())]
+
+    assert asyncio.run(story()) == wanted
