@@ -299,18 +299,3 @@ def test_what_may_follow_from_a_known_problem_is_left_out() -> None:
 def test_with_a_file_missing_the_host_is_not_asked(tmp_path: Path) -> None:
     loaded = load(tmp_path / "none.toml")
     assert check(loaded, {}) == loaded.problems
-
-
-def test_a_runtime_folder_below_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    fitting = f"{ENGINE}{HUB}daemon.runtime_dir = "
-    found = f'cannot be a folder: "{tmp_path}/file" is none'
-    assert checked(f"{fitting}'{tmp_path}/file/run'") == [f"a.toml: daemon.runtime_dir: {found}"]
-    assert checked(f"{fitting}'{tmp_path}/new/run'") == []
-
-
-def test_a_runtime_folder_that_this_user_may_not_see_is_left_to_who_runs_the_daemon(tmp_path: Path) -> None:
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o000)
-    with unprivileged():
-        assert checked(f"{ENGINE}{HUB}daemon.runtime_dir = '{closed}/below/run'") == []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.support.fake_engine import COMMAND
-from tests.support.toy_setup import free_port
+from tests.support.toy_setup import Trial
 
 #: What config.json says where a test says nothing else: tensor parallel 2 and 1 fit.
 MODEL: Final[Mapping[str, object]] = {"model_type": "qwen2", "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -32,37 +32,19 @@ SETTINGS: Final[Mapping[str, object]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class FakeSetup:
-    """Where a trial daemon keeps its files, and what its engine does (`scenario`: see fake_engine_scenario).
+class FakeSetup(Trial):
+    """A trial of the fake engine; `scenario` is what that does (see fake_engine_scenario).
 
     `settings` are laid over SETTINGS by dotted key, a None takes a key out; `tables` is TOML that follows them.
     """
 
-    folder: Path
     scenario: str = ""
     settings: Mapping[str, object] = field(default_factory=dict)
     tables: str = ""
-    port: int = field(default_factory=free_port)
-
-    @property
-    def config_file(self) -> Path:
-        return self.folder / "mgpu-llm.toml"
 
     @property
     def model(self) -> Path:
         return self.folder / "model"
-
-    @property
-    def runtime_dir(self) -> Path:
-        return self.folder / "run"
-
-    @property
-    def socket(self) -> Path:
-        return self.runtime_dir / "control.sock"
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
 
     def memory(self) -> list[Path]:
         """What engines of this setup have in shared memory."""

@@ -30,14 +30,20 @@ ENGINE_ENV: Mapping[str, str] = {
 }
 
 
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @dataclass(frozen=True, kw_only=True)
-class Setup:
-    """Where a trial daemon keeps its files and listens. `env` is added to the engine's."""
+class Trial:
+    """Where a trial daemon keeps its files, and where its engine listens."""
 
     folder: Path
-    port: int
-    env: Mapping[str, str] = field(default_factory=dict)
-    args: tuple[str, ...] = ()
+    port: int = field(default_factory=free_port)
 
     @property
     def config_file(self) -> Path:
@@ -54,6 +60,14 @@ class Setup:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup(Trial):
+    """A trial of the real vLLM. `env` and `args` are added to the engine's."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    args: tuple[str, ...] = ()
 
     def write(self) -> Path:
         """Write the config file and return its path."""
@@ -90,11 +104,3 @@ def make_checkpoint() -> Path:
     script = ROOT / "tests/support/toy_model.py"
     subprocess.run([sys.executable, str(script), str(CHECKPOINT)], check=True, stdout=subprocess.DEVNULL)
     return CHECKPOINT
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
