@@ -17,6 +17,8 @@ SOCKET_NAME = "control.sock"
 STATUS = "/v1/status"
 LADDER = "/v1/ladder"
 LOGS = "/v1/logs"
+#: The most lines of the engine that one request may ask for.
+MOST_LINES = 10_000
 VERBS = ("start", "stop", "restart")
 
 

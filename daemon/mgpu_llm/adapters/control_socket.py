@@ -23,7 +23,6 @@ from mgpu_llm import control_api
 from mgpu_llm.core.status import RungStatus, Status
 
 GROUP = "mgpu-llm"
-MOST_LINES = 10_000
 #: No request of ours has a body; a client that sends one is not mgpuctl.
 BODY_BYTES = 4096
 #: aiohttp would wait a minute for clients that keep a connection open, longer than systemd waits for our end.
@@ -163,9 +162,9 @@ def _error(message: str, status: int, headers: dict[str, str] | None = None) -> 
 
 def _line_count(request: web.Request) -> int:
     given = request.query.get("lines", "50")
-    if given.isascii() and given.isdigit() and len(given) <= 6 and 1 <= int(given) <= MOST_LINES:
+    if given.isascii() and given.isdigit() and len(given) <= 6 and 1 <= int(given) <= control_api.MOST_LINES:
         return int(given)
-    raise web.HTTPBadRequest(text=f"cannot give lines={given!r}: a number from 1 to {MOST_LINES} is needed")
+    raise web.HTTPBadRequest(text=f"cannot give lines={given!r}: a number from 1 to {control_api.MOST_LINES} is needed")
 
 
 def _peer(request: web.Request) -> tuple[int, int]:

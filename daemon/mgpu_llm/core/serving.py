@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Final
 
 from mgpu_llm.core import diagnosis, engine_log, progress
-from mgpu_llm.core.diagnosis import Clue, Diagnosis
-from mgpu_llm.core.effects import Announce, Effect, Level, ProbeHealth
+from mgpu_llm.core.diagnosis import Clue
+from mgpu_llm.core.effects import Announce, Level, ProbeHealth
 from mgpu_llm.core.engine_log import parse
 from mgpu_llm.core.events import (
     EngineExited,
@@ -19,14 +19,13 @@ from mgpu_llm.core.events import (
     ProcessesSampled,
     Ticked,
 )
-from mgpu_llm.core.states import Policy, Ready, State
+from mgpu_llm.core.starting import Outcome
+from mgpu_llm.core.states import Policy, Ready
 
 #: An engine that dies needs up to about 15 s from its first error to its end (vLLM 0.32.0).
 LAST_WORDS_S: Final = 30.0
 #: A traceback over several processes fits in.
 MOST_ERRORS: Final = 300
-
-Outcome = tuple[State, tuple[Effect, ...]] | Diagnosis
 
 
 def take(state: Ready, event: Event, policy: Policy) -> Outcome:

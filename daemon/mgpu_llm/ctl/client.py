@@ -17,8 +17,6 @@ from mgpu_llm.core.status import RungStatus, Status
 from mgpu_llm.ctl import exits
 
 ANSWER_S = 5.0
-#: As many as one may ask `logs` for.
-MOST_LINES = 10_000
 #: A status with every attempt's evidence has tens of kilobytes; a foreign server may send without end.
 ANSWER_BYTES = 16 * 1024 * 1024
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
+from mgpu_llm.control_api import MOST_LINES
 from mgpu_llm.ctl import exits
-from mgpu_llm.ctl.client import MOST_LINES, Client
+from mgpu_llm.ctl.client import Client
 from mgpu_llm.ctl.words import plain
 
 
