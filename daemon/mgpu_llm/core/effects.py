@@ -41,6 +41,13 @@ class KillEngine:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TakeStacks:
+    """See where every thread of the engine stands, without stopping any. Answered by StacksTaken."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProbeHealth:
     attempt: int
 
@@ -88,6 +95,7 @@ Effect = (
     SpawnEngine
     | TerminateEngine
     | KillEngine
+    | TakeStacks
     | ProbeHealth
     | ProbeCompletion
     | NotifyReady

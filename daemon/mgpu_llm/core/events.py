@@ -131,12 +131,18 @@ class ProcessesSampled:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuSample:
-    """One GPU of the launch. Memory excludes the driver's reserve; None is "not observed", never 0."""
+    """One GPU of the launch. Memory excludes the driver's reserve; None is "not observed", never 0.
+
+    `processes` are those that compute on it, as (pid, bytes), with pids as the driver counts them: in a container they may
+    be nobody's that we know.
+    """
 
     uuid: str
     used_bytes: int
+    total_bytes: int | None = None
     utilisation_percent: int | None = None
     power_mw: int | None = None
+    processes: tuple[tuple[int, int | None], ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +157,46 @@ class GpusUnobserved:
     at: float
     attempt: int
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostSampled:
+    """How much of the last ten seconds everybody who wanted to work waited for memory, or for storage, in percent: the
+    "full" line of Linux's pressure stall information, of the engine's cgroup where it has one. None is "not observed"."""
+
+    at: float
+    attempt: int
+    memory_percent: float | None = None
+    storage_percent: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Where one thread stands.
+
+    `frames` are its Python functions, innermost first, as "function (folder/file.py:line)"; empty for a thread that runs no
+    Python, or whose process may not be looked into. `waits_in` is the kernel function in which it sleeps, "" while it runs
+    or where the kernel does not tell. `thread` is the kernel's number of the thread, `name` what Python calls it.
+    """
+
+    pid: int
+    thread: int
+    process: str
+    name: str = ""
+    state: str = ""
+    frames: tuple[str, ...] = ()
+    waits_in: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StacksTaken:
+    """After TakeStacks: the threads of every engine process. `unobserved` says why the Python frames of some could not be
+    had, "" when all were."""
+
+    at: float
+    attempt: int
+    stacks: tuple[Stack, ...]
+    unobserved: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +231,8 @@ EngineEvent = (
     | ProcessesSampled
     | GpusSampled
     | GpusUnobserved
+    | HostSampled
+    | StacksTaken
     | HealthProbed
     | CompletionProbed
 )

@@ -20,6 +20,25 @@ class GpuStatus:
     uuid: str
     used_bytes: int
     utilisation_percent: int | None
+    total_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseStatus:
+    """One phase of the load, in the order of the load. `standing`: done, current, to-come.
+
+    `took_s` is how long it has taken so far, None if it has not begun; `usual_s` how long it took in this host's last
+    successful start of the same launch. `percent` is how much of it is done, where that can be counted. After `patience_s`
+    of quiet it counts as suspect; `learnt` says that this host's own starts have made that longer than the config.
+    """
+
+    name: str
+    standing: str
+    took_s: float | None
+    usual_s: float | None
+    percent: float | None
+    patience_s: float
+    learnt: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +94,10 @@ class Status:
     processes: int
     lines_dropped: int
     attempts: tuple[AttemptStatus, ...]
+    #: Of a load: its phases, how much of the weights is in (percent and bytes a second), about how long it takes until it
+    #: serves, and what is thought of a quiet that lasts ("": nothing).
+    phases: tuple[PhaseStatus, ...] = ()
+    weights_percent: float | None = None
+    weights_bytes_per_s: float | None = None
+    left_s: float | None = None
+    suspicion: str = ""
