@@ -1,0 +1,286 @@
+"""Recorded starts: what happened to an engine as rows of JSON, and rows as the events they were. docs/recordings.md has the
+format; recordings of other tools in it are read as well, so a reading is tolerant of kinds and fields it does not know."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from mgpu_llm.core.events import (
+    EngineExited,
+    EngineSpawned,
+    Event,
+    GpuSample,
+    GpusSampled,
+    GpusUnobserved,
+    HostSampled,
+    LineRead,
+    LinesDropped,
+    ProcessesSampled,
+    ProcessSample,
+    Stack,
+    StacksTaken,
+)
+
+#: What comes after one of these notes is the recorder's own clean-up.
+END_NOTES: Final = frozenset({"healthy", "exit", "limit", "stopping"})
+FORMAT: Final = 1
+_KINDS: Final = frozenset({"note", "log", "dropped", "sample", "unobserved", "host", "stacks"})
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+
+Row = dict[str, Any]
+
+
+class RecordingError(Exception):
+    """The file is no recording, or a broken one; the text says in one line what is wrong, and where."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """One recorded start. `rows` are those up to its end, `header` is the note that began it ({} where none did).
+
+    `ended_by` names the note that ended it ("" when it breaks off), `ended_at` is in seconds since the spawn, and
+    `exit_status` is set where the engine ended by itself.
+    """
+
+    rows: tuple[Row, ...]
+    ended_by: str
+    ended_at: float
+    exit_status: int | None = None
+    header: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_gpus(self) -> bool:
+        return any(row.get("gpus") or row["kind"] == "unobserved" for row in self.rows)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """Every printed line, without colours."""
+        return tuple(_text(row) for row in self.rows if row["kind"] == "log")
+
+
+def read(lines: Iterable[bytes | str]) -> Recording:
+    """The recording in `lines`. A last line that breaks off is left out: its writer was killed. Raises RecordingError."""
+    rows, broken = list[Row](), ""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if broken:
+            raise RecordingError(broken)
+        try:
+            rows.append(_checked(json.loads(line)))
+        except (ValueError, RecursionError) as error:  # json's own errors and a wrong encoding are ValueErrors
+            broken = f"line {number} is not a row of a recording: {_in_one_line(error)}"
+    if not rows:
+        raise RecordingError(broken or "it is empty")
+    if not any(row["kind"] in _KINDS for row in rows):
+        raise RecordingError("none of its rows is of a kind that recordings have")
+    return cut(rows)
+
+
+def cut(rows: Iterable[Row]) -> Recording:
+    """The recording in `rows`, without what follows its end."""
+    kept = list[Row]()
+    header: Mapping[str, Any] = {}
+    for row in rows:
+        what = row.get("what") if row.get("kind") == "note" else None
+        if what == "attempt":
+            header = row
+        if what in END_NOTES:
+            status = row.get("rc") if what == "exit" else None
+            return Recording(
+                rows=tuple(kept), ended_by=str(what), ended_at=float(row["t"]), exit_status=status, header=header
+            )
+        kept.append(row)
+    last = max((float(row["t"]) for row in kept), default=0.0)
+    return Recording(rows=tuple(kept), ended_by="", ended_at=last, header=header)
+
+
+def events(recording: Recording, *, attempt: int = 1, spawned_at: float = 0.0) -> Iterator[Event]:
+    """The start as events: the spawn, what each row says at its time, and the exit if there was one. Times are
+    `spawned_at` plus the recorded ones. Raises RecordingError where a row's fields are not of their type."""
+    yield EngineSpawned(at=spawned_at, attempt=attempt, pid=_top_pid(recording))
+    for row in recording.rows:
+        yield from of_row(row, attempt=attempt, spawned_at=spawned_at)
+    if recording.exit_status is not None:
+        yield EngineExited(at=spawned_at + recording.ended_at, attempt=attempt, status=recording.exit_status)
+
+
+def of_row(row: Row, *, attempt: int, spawned_at: float) -> Iterator[Event]:
+    """What one row says: none, one or two events. Raises RecordingError."""
+    try:
+        yield from _of_row(row, attempt, spawned_at + float(row["t"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        kind, why = row.get("kind"), f"{type(error).__name__}: {error}"
+        raise RecordingError(f"the {kind} row at t={row.get('t')} has a field of a wrong type: {why}") from error
+
+
+def _of_row(row: Row, attempt: int, at: float) -> Iterator[Event]:
+    match row.get("kind"):
+        case "log":
+            yield LineRead(at=at, attempt=attempt, text=_text(row))
+        case "dropped":
+            yield LinesDropped(at=at, attempt=attempt, count=int(row.get("count", 0)))
+        case "sample":
+            if processes := row.get("procs"):
+                yield ProcessesSampled(at=at, attempt=attempt, processes=tuple(map(_process, processes)))
+            if gpus := [gpu for gpu in row.get("gpus") or () if "mem" in gpu]:
+                samples = tuple(_gpu(index, gpu) for index, gpu in enumerate(gpus))
+                yield GpusSampled(at=at, attempt=attempt, gpus=samples)
+        case "unobserved":
+            yield GpusUnobserved(at=at, attempt=attempt, reason=str(row.get("why", "")))
+        case "host":
+            yield HostSampled(
+                at=at, attempt=attempt, memory_percent=_number(row.get("mem")), storage_percent=_number(row.get("io"))
+            )
+        case "stacks":
+            stacks = tuple(map(_stack, row.get("stacks") or ()))
+            yield StacksTaken(at=at, attempt=attempt, stacks=stacks, unobserved=str(row.get("unobserved", "")))
+
+
+def to_row(event: Event, spawned_at: float) -> Row | None:
+    """The row that `of_row` makes this event of; None for events that are not recorded as rows."""
+    match event:
+        case LineRead():
+            said: Row = {"kind": "log", "line": event.text}
+        case LinesDropped():
+            said = {"kind": "dropped", "count": event.count}
+        case ProcessesSampled():
+            said = {"kind": "sample", "procs": [_process_row(process) for process in event.processes]}
+        case GpusSampled():
+            said = {"kind": "sample", "gpus": [_gpu_row(gpu) for gpu in event.gpus]}
+        case GpusUnobserved():
+            said = {"kind": "unobserved", "why": event.reason}
+        case HostSampled():
+            said = {"kind": "host", "mem": event.memory_percent, "io": event.storage_percent}
+        case StacksTaken():
+            said = {"kind": "stacks", "stacks": [_stack_row(stack) for stack in event.stacks]}
+            said |= {"unobserved": event.unobserved} if event.unobserved else {}
+        case _:
+            return None
+    return {"t": round(event.at - spawned_at, 3), **said}
+
+
+def note(t: float, what: str, **more: object) -> Row:
+    """A note, `t` seconds since the spawn."""
+    return {"t": round(t, 3), "kind": "note", "what": what, **more}
+
+
+def _checked(row: object) -> Row:
+    if not isinstance(row, dict):
+        raise ValueError("it is no JSON object")
+    t = row.get("t")
+    if isinstance(t, bool) or not isinstance(t, int | float) or not math.isfinite(t) or t < 0:
+        raise ValueError('it has no "t" in seconds since the spawn')
+    if not isinstance(row.get("kind"), str):
+        raise ValueError('it has no "kind"')
+    if row.get("what") == "exit" and not isinstance(row.get("rc"), int):
+        raise ValueError('its "rc" is no exit status')
+    return row
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] if isinstance(error, ValueError) else "it is nested too deeply"
+
+
+def _text(row: Row) -> str:
+    return _COLOURS.sub("", str(row.get("line", "")))
+
+
+def _process(row: Row) -> ProcessSample:
+    return ProcessSample(
+        pid=int(row["pid"]),
+        started=int(row.get("start", 0)),
+        name=str(row.get("name", "")),
+        state=str(row.get("st", "")),
+        cpu_s=float(row.get("cpu", 0.0)),
+        major_faults=int(row.get("majflt", 0)),
+        rss_bytes=int(row.get("rss", 0)),
+        read_chars=_count(row.get("rchar")),
+        read_bytes=_count(row.get("rbytes")),
+        written_bytes=_count(row.get("wbytes")),
+    )
+
+
+def _process_row(process: ProcessSample) -> Row:
+    row = {
+        "pid": process.pid,
+        "start": process.started,
+        "name": process.name,
+        "st": process.state,
+        "cpu": round(process.cpu_s, 2),
+        "majflt": process.major_faults,
+        "rss": process.rss_bytes,
+    }
+    io = {"rchar": process.read_chars, "rbytes": process.read_bytes, "wbytes": process.written_bytes}
+    return {**row, **{name: value for name, value in io.items() if value is not None}}
+
+
+def _gpu(index: int, row: Row) -> GpuSample:
+    processes = row.get("procs")
+    return GpuSample(
+        uuid=str(row.get("uuid", f"GPU-{index}")),
+        used_bytes=int(row["mem"]),
+        total_bytes=_count(row.get("total")),
+        utilisation_percent=_count(row.get("util")),
+        power_mw=_count(row.get("mw")),
+        # Some recorders write the driver's refusal in the place of the list.
+        processes=tuple((int(pid), _count(held)) for pid, held in processes) if isinstance(processes, list) else None,
+    )
+
+
+def _gpu_row(gpu: GpuSample) -> Row:
+    row = {
+        "uuid": gpu.uuid,
+        "mem": gpu.used_bytes,
+        "total": gpu.total_bytes,
+        "util": gpu.utilisation_percent,
+        "mw": gpu.power_mw,
+        "procs": None if gpu.processes is None else [list(process) for process in gpu.processes],
+    }
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _stack(row: Row) -> Stack:
+    return Stack(
+        pid=int(row["pid"]),
+        thread=int(row.get("tid", row["pid"])),
+        process=str(row.get("process", "")),
+        name=str(row.get("thread", "")),
+        state=str(row.get("st", "")),
+        frames=tuple(map(str, row.get("frames") or ())),
+        waits_in=str(row.get("wchan", "")),
+    )
+
+
+def _stack_row(stack: Stack) -> Row:
+    return {
+        "pid": stack.pid,
+        "tid": stack.thread,
+        "process": stack.process,
+        "thread": stack.name,
+        "st": stack.state,
+        "frames": list(stack.frames),
+        "wchan": stack.waits_in,
+    }
+
+
+def _count(value: object) -> int | None:
+    return None if value is None else int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def _number(value: object) -> float | None:
+    return None if value is None else float(value)  # type: ignore[arg-type]
+
+
+def _top_pid(recording: Recording) -> int:
+    """The engine's first process: the recorders sample it first. 1 where no process was ever seen."""
+    trees = (row["procs"] for row in recording.rows if row["kind"] == "sample" and row.get("procs"))
+    try:
+        return int(next(trees, [{"pid": 1}])[0]["pid"])
+    except (KeyError, TypeError, ValueError, IndexError):
+        return 1
