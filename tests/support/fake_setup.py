@@ -63,6 +63,7 @@ class FakeSetup(Trial):
             "engine.port": self.port,
             "engine.env.FAKE_ENGINE": f"load_s=0.3; {self.scenario}",
             "daemon.runtime_dir": str(self.runtime_dir),
+            "daemon.state_dir": str(self.state_dir),
         }
         # A number, a string or an array of them is written in TOML as in JSON.
         lines = [

@@ -54,6 +54,10 @@ class Trial:
         return self.folder / "run"
 
     @property
+    def state_dir(self) -> Path:
+        return self.folder / "state"
+
+    @property
     def socket(self) -> Path:
         return self.runtime_dir / "control.sock"
 
@@ -96,6 +100,7 @@ tensor_parallel = 2
 
 [daemon]
 runtime_dir = {json.dumps(str(runtime_dir))}
+state_dir = {json.dumps(str(self.state_dir))}
 """
 
 

@@ -33,7 +33,7 @@ def host(booted: BootedSystemd) -> BootedSystemd:
 
 
 def configure(host: BootedSystemd, setup: Setup) -> None:
-    text = re.sub(r"^\[daemon\]\n.*\n", "", setup.toml(setup.runtime_dir), flags=re.MULTILINE)
+    text = re.sub(r"^\[daemon\]\n.*\n.*\n", "", setup.toml(setup.runtime_dir), flags=re.MULTILINE)
     host.write("/etc/mgpu-llm/mgpu-llm.toml", text)
 
 

@@ -20,6 +20,7 @@ from mgpu_llm.core.stall import DEFAULT_PATIENCE_S
 
 #: A Unix socket's path has 107 bytes at most (sockaddr_un.sun_path on Linux, less its closing zero).
 _LONGEST_RUNTIME_DIR: Final = 107 - len(f"/{SOCKET_NAME}")
+DEFAULT_STATE_DIR: Final = "/var/lib/mgpu-llm"
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ Arguments = Annotated[
 Duration = Annotated[float, Field(ge=0.1, le=86400), Expected("seconds from 0.1 to 86400 (a day)")]
 Wait = Annotated[float, Field(ge=0, le=86400), Expected("seconds from 0 to 86400 (a day)")]
 Fraction = Annotated[float, Field(gt=0, le=1), Expected("a fraction above 0 and up to 1")]
+Switch = Annotated[bool, Expected("true or false")]
 Count = Annotated[int, Field(ge=1, le=1000), Expected("an integer from 1 to 1000")]
 
 
@@ -179,6 +181,14 @@ class PatienceSettings(Table):
     api: Duration = DEFAULT_PATIENCE_S[Phase.API]
 
 
+class HeartbeatSettings(Table):
+    """How patience follows what this host's own starts have needed, and what is looked at before a verdict."""
+
+    learn: Switch = True
+    learn_factor: Annotated[float, Field(ge=1.5, le=100), Expected("a number from 1.5 to 100")] = 5.0
+    stacks: Switch = True
+
+
 class ServingSettings(Table):
     """How a serving engine is watched: `deaths` within `deaths_window` are too many, and it steps down the ladder."""
 
@@ -212,6 +222,13 @@ class StopSettings(Table):
     kill_deadline: Duration = 30.0
 
 
+class RecordsSettings(Table):
+    """The recordings of attempts: `keep` of them, 0 for none, and `max_size` MiB in all."""
+
+    keep: Annotated[int, Field(ge=0, le=1000), Expected("an integer from 0 to 1000")] = 20
+    max_size: Annotated[int, Field(ge=1, le=100_000), Expected("MiB as an integer from 1 to 100000")] = 200
+
+
 class DaemonSettings(Table):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Expected('"debug", "info", "warning" or "error"')
@@ -219,6 +236,7 @@ class DaemonSettings(Table):
     runtime_dir: Annotated[
         Text, AfterValidator(_absolute), AfterValidator(_room_for_socket), Expected("an absolute path")
     ] = DEFAULT_RUNTIME_DIR
+    state_dir: Annotated[Text, AfterValidator(_absolute), Expected("an absolute path")] = DEFAULT_STATE_DIR
 
 
 class RungSettings(Table):
@@ -256,9 +274,11 @@ class Config(Table):
     engine: EngineSettings = EngineSettings()
     gpus: GpuSettings = GpuSettings()
     patience: PatienceSettings = PatienceSettings()
+    heartbeat: HeartbeatSettings = HeartbeatSettings()
     serving: ServingSettings = ServingSettings()
     retries: RetrySettings = RetrySettings()
     stop: StopSettings = StopSettings()
+    records: RecordsSettings = RecordsSettings()
     daemon: DaemonSettings = DaemonSettings()
     ladder: Annotated[
         tuple[RungSettings, ...] | None, AfterValidator(_names_once), Expected("an array of tables", "a table")

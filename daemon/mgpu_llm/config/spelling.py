@@ -13,6 +13,7 @@ from mgpu_llm.config.problem import dotted
 from mgpu_llm.config.schema import Config, tables
 
 _WORDS: Final = ("all", "none", "auto", "debug", "info", "warning", "error")
+_SWITCHES: Final = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 #: Tables in which people look for vLLM's own options.
 _ABOUT_THE_ENGINE: Final = frozenset({"model", "engine", "gpus"})
 
@@ -48,6 +49,7 @@ def rewrites(value: object) -> Iterator[object]:
             yield from (int(value),) if value == value // 1 else ()
             yield (value,)
             yield str(value)
+            yield from (bool(value),) if value in (0, 1) else ()
             yield from (value / 100,) if 2 <= value <= 100 else ()
         case tuple():
             yield tuple(item if isinstance(item, str) else str(item) for item in value)
@@ -67,6 +69,7 @@ def _rewritten_text(text: str) -> Iterator[object]:
     yield tuple(numbers)
     yield tuple(part.strip(" \"'") for part in text.strip(" []").split(","))
     yield text.strip()
+    yield from (_SWITCHES[word],) if (word := text.strip().lower()) in _SWITCHES else ()
     yield from get_close_matches(text.strip().lower(), _WORDS, 1, 0.7)
     try:
         yield tuple(shlex.split(text))
