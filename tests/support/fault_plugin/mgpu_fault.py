@@ -7,6 +7,10 @@ p2p-hang         The fabric drops what one rank writes into another's memory: in
                  cures it.
 rank-missing     The last rank sleeps before that collective, so the others wait in it, idle. NCCL_P2P_DISABLE=1 cures it.
 exit-in-weights  Loading the weights runs out of CUDA memory unless --gpu-memory-utilization is 0.8 or less.
+hang-warm-up     The last rank sleeps when the model is to be warmed up, so EngineCore waits for its answer and complains of it
+                 every VLLM_RINGBUFFER_WARNING_INTERVAL seconds.
+jit-lock         After the weights every rank builds a C++ extension in MGPU_FAULT_BUILD_DIR, as torch's cpp_extension does for
+                 kernels that are compiled when needed. A file "lock" there, left by a builder that died, is waited for.
 
 Made for vLLM 0.32.0 on CPU, where the first collective of the tensor parallel group is made by
 CpuCommunicator._all_group_ranks_share_shm_group_name, as PyNcclCommunicator.__init__ makes it on GPUs: inside
@@ -17,6 +21,7 @@ import ctypes
 import importlib
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 MEMORY_CURED_AT = 0.8
@@ -32,9 +37,14 @@ def register() -> None:
     elif fault in ("p2p-hang", "rank-missing"):
         if os.environ.get("NCCL_P2P_DISABLE") != "1":
             _break_first_collective(fault)
+    elif fault == "hang-warm-up":
+        _sleep_in_warm_up()
+    elif fault == "jit-lock":
+        _build_after_weights(Path(os.environ["MGPU_FAULT_BUILD_DIR"]))
     else:
         raise ValueError(
-            f"cannot break vLLM: MGPU_FAULT is '{fault}', not 'p2p-hang', 'rank-missing' or 'exit-in-weights'"
+            f"cannot break vLLM: MGPU_FAULT is '{fault}', not 'p2p-hang', 'rank-missing', 'exit-in-weights', "
+            "'hang-warm-up' or 'jit-lock'"
         )
 
 
@@ -84,5 +94,32 @@ def _run_out_of_memory_in_weights() -> None:
                 "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.15 GiB"
                 " of which 3.31 GiB is free."
             )
+
+    loader.load_weights = load_weights
+
+
+def _sleep_in_warm_up() -> None:
+    worker = importlib.import_module("vllm.v1.worker.cpu_worker").CPUWorker
+    healthy = worker.compile_or_warm_up_model
+
+    def compile_or_warm_up_model(self: Any) -> Any:
+        if self.rank == self.parallel_config.world_size - 1:
+            _sleep_for_ever()
+        return healthy(self)
+
+    worker.compile_or_warm_up_model = compile_or_warm_up_model
+
+
+def _build_after_weights(folder: Path) -> None:
+    loader = importlib.import_module("vllm.model_executor.model_loader.default_loader").DefaultModelLoader
+    healthy = loader.load_weights
+
+    def load_weights(self: Any, model: Any, model_config: Any) -> None:
+        healthy(self, model, model_config)
+        source = folder / "kernel.cpp"
+        source.write_text("#include <torch/extension.h>\nPYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {}\n")
+        importlib.import_module("torch.utils.cpp_extension").load(
+            "mgpu_kernel", [str(source)], build_directory=str(folder)
+        )
 
     loader.load_weights = load_weights
