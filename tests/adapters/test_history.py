@@ -6,11 +6,10 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from mgpu_llm.adapters import state_dir
@@ -19,12 +18,6 @@ from mgpu_llm.core.history import from_json, to_json
 from tests.config.loading import unprivileged
 from tests.core.test_history import start
 from tests.support.small_disk import small_disk
-
-
-@pytest.fixture
-def logged() -> Iterator[list[EventDict]]:
-    with capture_logs() as logs:
-        yield logs
 
 
 def test_a_start_is_remembered_at_once_and_by_the_next_daemon(tmp_path: Path, logged: list[EventDict]) -> None:
