@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -17,14 +18,17 @@ import structlog
 
 import mgpu_llm
 from mgpu_llm import assembly
-from mgpu_llm.adapters import control_socket, gpus, instance_lock, journal
+from mgpu_llm.adapters import control_socket, gpus, instance_lock, journal, state_dir
 from mgpu_llm.adapters.console import Console
 from mgpu_llm.adapters.engine.cgroup import find_delegated
 from mgpu_llm.adapters.engine.process import EngineProcess
 from mgpu_llm.adapters.engine.sweep import sweep_orphans
 from mgpu_llm.adapters.gpus import Gpus
 from mgpu_llm.adapters.health import Probes
+from mgpu_llm.adapters.history import History
+from mgpu_llm.adapters.recorder import Recorder
 from mgpu_llm.adapters.systemd import SystemdNotifier, watchdog_interval_s
+from mgpu_llm.chronicle import Chronicle
 from mgpu_llm.config import checks, files, parse
 from mgpu_llm.config.listener import trouble
 from mgpu_llm.config.parse import Loaded
@@ -33,7 +37,8 @@ from mgpu_llm.core.effects import Exit
 from mgpu_llm.core.events import Event
 from mgpu_llm.core.launch import differences
 from mgpu_llm.observer import Observer
-from mgpu_llm.runner import Outside, Runner
+from mgpu_llm.performer import Outside
+from mgpu_llm.runner import Audience, Runner
 
 #: Exit statuses besides the core's own (0, 65, 69): a fault of ours, "try again", and a wrong config (sysexits.h).
 FAULT: Final = 70
@@ -124,8 +129,8 @@ async def _supervise(config_file: Path, notifier: SystemdNotifier) -> int:
     console = Console(sys.stderr)
     journal.configure(loaded.config.daemon.log_level, os.environ, sys.stderr, console.write)
     try:
-        with _locked(runtime_dir):
-            ended = await _run(loaded, notifier, console)
+        with _locked(runtime_dir), state_dir.held(Path(loaded.config.daemon.state_dir)) as state:
+            ended = await _run(loaded, notifier, console, state)
     finally:
         console.close()
     if ended.message:
@@ -148,7 +153,7 @@ def _locked(runtime_dir: Path) -> Iterator[None]:
         yield
 
 
-async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console) -> Exit:
+async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console, state: Path | None) -> Exit:
     clock, runtime_dir = time.monotonic, Path(loaded.config.daemon.runtime_dir)
     cgroup = find_delegated(os.environ)
     # Before the port is looked at: an engine of an earlier life may hold it.
@@ -177,22 +182,33 @@ async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console) -> E
     probes = Probes(
         plan.endpoint, health_timeout_s=serving.probe_timeout, completion_timeout_s=serving.completion_timeout
     )
+    records = loaded.config.records
+    chronicle = Chronicle(
+        Recorder(state and state / "records", keep=records.keep, max_bytes=records.max_size << 20),
+        History(state),
+        plan.identity.model,
+    )
     outside = Outside(
+        server=plan.server,
+        url=plan.identity.url,
+        environment=os.environ,
         engine=engine,
         observer=observer,
         probes=probes,
-        notifier=notifier,
-        console=console,
-        watchdog_interval_s=watchdog_interval_s(os.environ),
+        chronicle=chronicle,
+        kill_deadline_s=kill_deadline_s,
         engine_socket=Path(plan.listening.uds) if plan.listening.uds else None,
         address_trouble=lambda: trouble(plan.listening),
     )
-    runner = Runner(plan.policy, plan.server, plan.identity, os.environ, clock, events, outside)
+    audience = Audience(notifier=notifier, console=console, watchdog_interval_s=watchdog_interval_s(os.environ))
+    policy = replace(plan.policy, past=chronicle.past)
+    runner = Runner(policy, plan.identity, clock, events, outside, audience)
     async with control_socket.serving(runtime_dir, runner):
         try:
             return await runner.run()
         finally:
             await probes.close()
+            await asyncio.to_thread(chronicle.close)
 
 
 async def _planned(loaded: Loaded, driver: Gpus, *, engine_runs: bool = False) -> assembly.Plan:

@@ -7,10 +7,10 @@ Errors: {"error": str} with status 4xx or 5xx.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import MISSING, asdict
 from typing import Any
 
-from mgpu_llm.core.status import AttemptStatus, Count, GpuStatus, RungStatus, Status
+from mgpu_llm.core.status import AttemptStatus, Count, GpuStatus, PhaseStatus, RungStatus, Status
 
 DEFAULT_RUNTIME_DIR = "/run/mgpu-llm"
 SOCKET_NAME = "control.sock"
@@ -28,13 +28,16 @@ def status_to_json(status: Status) -> dict[str, Any]:
 
 def status_from_json(document: dict[str, Any]) -> Status:
     """Inverse of `status_to_json`. Keys that this version does not know are left out, so that a newer daemon can be
-    asked by an older mgpuctl; a missing key raises KeyError or TypeError."""
-    known = {key: document[key] for key in Status.__dataclass_fields__}
+    asked by an older mgpuctl; keys that an older daemon does not know take their defaults. Any other missing key raises
+    KeyError or TypeError."""
+    fields = Status.__dataclass_fields__
+    known = {key: document[key] for key in fields if key in document or fields[key].default is MISSING}
     known["changes"] = tuple(known["changes"])
     known["shards"] = _count(known["shards"])
     known["graphs"] = _count(known["graphs"])
     known["gpus"] = tuple(GpuStatus(**_only(GpuStatus, gpu)) for gpu in known["gpus"])
     known["attempts"] = tuple(_attempt(attempt) for attempt in known["attempts"])
+    known["phases"] = tuple(PhaseStatus(**_only(PhaseStatus, phase)) for phase in known.get("phases", ()))
     return Status(**known)
 
 

@@ -10,8 +10,9 @@ from mgpu_llm.core import progress, stall
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.events import GpusSampled, GpusUnobserved, LineRead
-from mgpu_llm.core.progress import NOISE_FLOOR, Progress, begin
-from mgpu_llm.core.stall import DEFAULT_PATIENCE_S, FAILED_PATIENCE_S, Moving, Stalled, judge
+from mgpu_llm.core.progress import Progress, begin
+from mgpu_llm.core.signals import NOISE_FLOOR
+from mgpu_llm.core.stall import DEFAULT_PATIENCE_S, FAILED_PATIENCE_S, Circumstances, Moving, Stalled, judge
 from mgpu_llm.core.states import Killing, Ready, Starting
 from tests.core.world import (
     ASSIGNED,
@@ -34,6 +35,7 @@ from tests.core.world import (
     worker,
 )
 
+GPUS = Circumstances(has_gpus=True)
 PATIENCE_S = DEFAULT_PATIENCE_S[Phase.DISTRIBUTED_INIT]
 LONGEST_S = max(DEFAULT_PATIENCE_S.values())
 
@@ -159,8 +161,8 @@ def test_a_named_failure_never_lengthens_the_patience_and_shortens_that_of_unobs
     assert seconds_to_the_verdict(loading().say(OUT_OF_MEMORY)) == pytest.approx(PATIENCE_S, abs=1.5)
     blind = begin(0.0)
     blind = replace(blind, spoke_known_words=True, phase=Phase.DISTRIBUTED_INIT, gpus_unobserved="no NVML")
-    assert stall.patience_now(blind, DEFAULT_PATIENCE_S, has_gpus=True) == 3 * PATIENCE_S
-    assert stall.patience_now(blind, DEFAULT_PATIENCE_S, has_gpus=True, failed=True) == FAILED_PATIENCE_S
+    assert stall.patience_now(blind, DEFAULT_PATIENCE_S, GPUS) == 3 * PATIENCE_S
+    assert stall.patience_now(blind, DEFAULT_PATIENCE_S, Circumstances(has_gpus=True, failed=True)) == FAILED_PATIENCE_S
 
 
 def test_an_engine_that_still_moves_after_its_failure_may_end_by_itself() -> None:
@@ -194,14 +196,14 @@ def test_a_silence_after_a_hopeless_cause_is_a_stall_and_goes_down_the_ladder() 
 
 
 def _stalled(heart: Progress) -> Stalled:
-    verdict = judge(replace(heart, quiet_s=1000.0), DEFAULT_PATIENCE_S, has_gpus=True)
+    verdict = judge(replace(heart, quiet_s=1000.0), DEFAULT_PATIENCE_S, GPUS)
     assert isinstance(verdict, Stalled)
     return verdict
 
 
 def test_a_load_that_moves_is_told_how_much_of_its_patience_is_used() -> None:
     heart = replace(begin(0.0), quiet_s=4.0, spoke_known_words=True, phase=Phase.WEIGHTS)
-    assert judge(heart, DEFAULT_PATIENCE_S, has_gpus=True) == Moving(idle_s=4.0, patience_s=90.0)
+    assert judge(heart, DEFAULT_PATIENCE_S, GPUS) == Moving(idle_s=4.0, patience_s=90.0)
 
 
 @pytest.mark.parametrize(("utilisation", "spinning"), [(100, True), (95, True), (94, False), (0, False)])
@@ -284,8 +286,8 @@ def test_a_stall_after_an_error_names_the_error() -> None:
 
 def test_the_patience_of_a_verdict_is_the_one_that_held() -> None:
     heart = begin(0.0)
-    assert stall.patience_now(heart, DEFAULT_PATIENCE_S, has_gpus=True) == LONGEST_S
+    assert stall.patience_now(heart, DEFAULT_PATIENCE_S, GPUS) == LONGEST_S
     known = progress.after_line(heart, LineRead(at=0.0, attempt=1, text=NCCL))
-    assert stall.patience_now(known, DEFAULT_PATIENCE_S, has_gpus=True) == PATIENCE_S
+    assert stall.patience_now(known, DEFAULT_PATIENCE_S, GPUS) == PATIENCE_S
     boot = progress.after_line(heart, LineRead(at=0.0, attempt=1, text=BANNER))
-    assert stall.patience_now(boot, DEFAULT_PATIENCE_S, has_gpus=True) == DEFAULT_PATIENCE_S[Phase.BOOT]
+    assert stall.patience_now(boot, DEFAULT_PATIENCE_S, GPUS) == DEFAULT_PATIENCE_S[Phase.BOOT]

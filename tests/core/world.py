@@ -21,6 +21,7 @@ from mgpu_llm.core.effects import (
     ProbeCompletion,
     ProbeHealth,
     SpawnEngine,
+    TakeStacks,
     TerminateEngine,
 )
 from mgpu_llm.core.events import (
@@ -35,6 +36,8 @@ from mgpu_llm.core.events import (
     LineRead,
     ProcessesSampled,
     ProcessSample,
+    Stack,
+    StacksTaken,
     StartRequested,
     StopRequested,
     Ticked,
@@ -77,6 +80,9 @@ NOT_FREE: Final = (
 )
 BAD_FLAG: Final = "vllm serve: error: unrecognized arguments: --tensor-paralel 2"
 
+#: Where a worker that waits for its peer stands.
+WAITING: Final = ("synchronize (torch/cuda/streams.py:105)", "__init__ (device_communicators/pynccl.py:143)")
+
 E = TypeVar("E", bound=Effect)
 
 
@@ -96,9 +102,31 @@ def gpu(uuid: str = "GPU-a", used_bytes: int = 2_000_000_000, utilisation_percen
     return GpuSample(uuid=uuid, used_bytes=used_bytes, utilisation_percent=utilisation_percent, power_mw=125_000)
 
 
+def stack(pid: int = 1027, *frames: str, **changes: object) -> Stack:
+    """Where the main thread of a process stands: in WAITING unless `frames` say where."""
+    fields = {"thread": pid, "process": "VLLM::Worker_TP", "name": "MainThread", "state": "R"}
+    return Stack(**{"pid": pid, "frames": frames or WAITING, **fields, **changes})  # type: ignore[arg-type]
+
+
+def still(_: int) -> tuple[Stack, ...] | None:
+    """Stacks of an engine that hangs: every look finds the same."""
+    return (stack(),)
+
+
+def working(look: int) -> tuple[Stack, ...] | None:
+    """Stacks of an engine that works: no look finds what another found."""
+    return (stack(1027, f"step_{look} (torch/_inductor/scheduler.py:{look})"),)
+
+
+def unanswered(_: int) -> tuple[Stack, ...] | None:
+    """Whoever takes the stacks is stuck itself."""
+    return None
+
+
 @dataclass
 class World:
-    """Feed events by the verbs below; the state and every effect so far can be read at any time."""
+    """Feed events by the verbs below; the state and every effect so far can be read at any time. `stacks` says what the
+    n-th look at the engine's stacks finds, None for a look that never comes."""
 
     policy: Policy = field(default_factory=policy)
     state: State = field(default_factory=Stopped)
@@ -107,6 +135,9 @@ class World:
     alive: set[int] = field(default_factory=set)
     spawned: list[int] = field(default_factory=list)
     exit: Exit | None = None
+    stacks: Callable[[int], tuple[Stack, ...] | None] = still
+    stacks_unobserved: str = ""
+    looks: int = 0
 
     @property
     def attempt(self) -> int:
@@ -129,7 +160,16 @@ class World:
         for effect in effects:
             self._book(effect, event)
         self.effects.extend(effects)
-        return effects
+        return effects + tuple(more for effect in effects if isinstance(effect, TakeStacks) for more in self._look())
+
+    def _look(self) -> tuple[Effect, ...]:
+        self.looks += 1
+        seen = self.stacks(self.looks)
+        if seen is None:
+            return ()
+        return self.send(
+            StacksTaken(at=self.at, attempt=self.attempt, stacks=seen, unobserved=self.stacks_unobserved)
+        )
 
     def _book(self, effect: Effect, event: Event) -> None:
         assert self.exit is None, f"{effect} after the exit"
@@ -142,7 +182,7 @@ class World:
                 self.spawned.append(effect.attempt)
             case KillEngine() | TerminateEngine():
                 assert self.alive == {effect.attempt}, f"{effect} while {self.alive} is alive"
-            case ProbeHealth() | ProbeCompletion():
+            case ProbeHealth() | ProbeCompletion() | TakeStacks():
                 assert self.alive == {effect.attempt}
             case NotifyReady():
                 assert isinstance(event, CompletionProbed), f"READY on {event}"

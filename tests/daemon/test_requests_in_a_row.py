@@ -13,14 +13,18 @@ from mgpu_llm.adapters.console import Console
 from mgpu_llm.adapters.engine.process import EngineProcess
 from mgpu_llm.adapters.gpus import Gpus
 from mgpu_llm.adapters.health import Probes
+from mgpu_llm.adapters.history import History
+from mgpu_llm.adapters.recorder import Recorder
 from mgpu_llm.adapters.systemd import SystemdNotifier
+from mgpu_llm.chronicle import Chronicle
 from mgpu_llm.core.endpoint import Endpoint
 from mgpu_llm.core.events import Event, StartRequested, StopRequested
 from mgpu_llm.core.launch import Server
 from mgpu_llm.core.report import Identity
 from mgpu_llm.core.states import Ready, Stopped
 from mgpu_llm.observer import Observer
-from mgpu_llm.runner import Outside, Runner
+from mgpu_llm.performer import Outside
+from mgpu_llm.runner import Audience, Runner
 from tests.core.everything import POLICY, STATES
 
 
@@ -32,14 +36,17 @@ def runner(folder: Path, events: asyncio.Queue[Event]) -> Runner:
         engine=EngineProcess(clock=clock, emit=events.put_nowait, runtime_dir=folder),
         observer=Observer(Gpus(), {}, clock, events.put_nowait),
         probes=Probes(endpoint, health_timeout_s=1, completion_timeout_s=1),
-        notifier=SystemdNotifier({}),
-        console=Console(sys.stderr),
-        watchdog_interval_s=None,
+        server=Server(command=("vllm",), model="toy"),
+        url=endpoint.url,
+        environment={},
+        chronicle=Chronicle(Recorder(None, keep=0, max_bytes=0), History(None), "toy"),
+        kill_deadline_s=1,
         engine_socket=None,
         address_trouble=str,
     )
     identity = Identity(version="0", model="toy", url=endpoint.url)
-    return Runner(POLICY, Server(command=("vllm",), model="toy"), identity, {}, clock, events, outside)
+    audience = Audience(notifier=SystemdNotifier({}), console=Console(sys.stderr), watchdog_interval_s=None)
+    return Runner(POLICY, identity, clock, events, outside, audience)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ PREFILL_CONTEXT_PARALLEL: Final[Option] = ("--prefill-context-parallel-size", "-
 DATA_PARALLEL: Final[Option] = ("--data-parallel-size", "-dp")
 UTILISATION: Final[Option] = ("--gpu-memory-utilization",)
 DEVICES: Final[Option] = ("--device-ids",)
+LOAD_FORMAT: Final[Option] = ("--load-format",)
 CONFIG_FILE: Final[Option] = ("--config",)
 HEADLESS: Final[Option] = ("--headless",)
 GRPC: Final[Option] = ("--grpc",)

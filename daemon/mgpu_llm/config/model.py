@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from mgpu_llm.config import engine_args as options
 from mgpu_llm.config.schema import Config
 from mgpu_llm.core.ladder import Heads
 
@@ -27,6 +28,8 @@ _KEY_VALUE: Final = (
     "num_attention_groups",
     "n_kv_heads",
 )
+_INDEXES: Final = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_WEIGHTS: Final = ("model*.safetensors", "*.safetensors", "*.bin", "*.pt", "*.gguf")
 #: Where multimodal models keep the settings of the language model.
 _NESTED: Final = ("text_config", "llm_config", "language_config", "thinker_config")
 
@@ -72,6 +75,27 @@ def model_heads(config: Config, environ: Mapping[str, str]) -> Heads:
         return read_model(folder) if folder is not None else Heads()
     except (OSError, ValueError):
         return Heads()
+
+
+def weights_bytes(config: Config, environ: Mapping[str, str]) -> int | None:
+    """The size of the model's weight files, None where it cannot be told or where they are not read."""
+    if options.value(config.engine.args, options.LOAD_FORMAT) == "dummy":
+        return None
+    folder = local_path(config.model.path) or _cached(config.model.path, {**environ, **config.engine.env})
+    try:
+        return sum(file.stat().st_size for file in _weight_files(folder)) or None if folder is not None else None
+    except (OSError, ValueError):
+        return None
+
+
+def _weight_files(folder: Path) -> set[Path]:
+    """The files that vLLM reads: those of the index, or every one of the first kind that there is."""
+    for name in _INDEXES:
+        if (folder / name).is_file():
+            listed = _json_object(folder / name).get("weight_map")
+            return {folder / str(file) for file in listed.values()} if isinstance(listed, Mapping) else set()
+    found = (set(folder.glob(pattern)) for pattern in _WEIGHTS)
+    return next((files for files in found if files), set())
 
 
 def _json_object(file: Path) -> dict[str, Any]:

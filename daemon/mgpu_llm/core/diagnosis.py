@@ -186,15 +186,60 @@ def of_stall(stalled: Stalled, clue: Clue) -> Diagnosis:
     if (named := _named(clue)) is not None and not named.hopeless:
         return named
     phase = stalled.phase.label
+    evidence = (*stalled.evidence, *([f'error before: "{clue.error}"'] if clue.error else []))
+    quiet = f"stalled in {phase}: nothing moved for {stalled.idle_s:.0f} s"
+    if found := _stall_of_its_own(stalled):
+        cause, why, advice = found
+        # No rung changes what it waits for. That the engine ends may: a lock's holder may be among those that go.
+        return Diagnosis(
+            cause=cause,
+            outcome="stalled",
+            summary=f"{quiet}, {why}",
+            advice=advice,
+            evidence=evidence,
+            cures=NO_RUNG,
+            plain_retries=1,
+        )
     spinning = {True: ", while something spins", False: "", None: ""}[stalled.spinning]
     return Diagnosis(
         cause=f"stalled-in-{phase}",
         outcome="stalled",
-        summary=f"stalled in {phase}: nothing moved for {stalled.idle_s:.0f} s{spinning}",
+        summary=f"{quiet}{spinning}",
         advice=_STALL_ADVICE[stalled.phase],
-        evidence=(*stalled.evidence, *([f'error before: "{clue.error}"'] if clue.error else [])),
+        evidence=evidence,
         cures=_STALL_CURES.get(stalled.phase, ANY_RUNG),
     )
+
+
+def _stall_of_its_own(stalled: Stalled) -> tuple[str, str, str] | None:
+    """The cause, what is seen and what to do, where the stall explains itself; None where it does not."""
+    if stalled.stopped:
+        who = ", ".join(stalled.stopped)
+        return (
+            "process-stopped",
+            f"because {who} is stopped by a signal",
+            "find out who sends SIGSTOP (a debugger, a job control, a freezer); kill -CONT continues a process",
+        )
+    if stalled.lock_waits:
+        return (
+            "stale-lock",
+            f"because {', '.join(stalled.lock_waits)} waits for a lock file and nothing compiles",
+            "a killed process left its lock: with no engine running, delete the files *.lock and lock below the caches of "
+            "flashinfer, torch_extensions, torchinductor, triton and the hub (.locks)",
+        )
+    if stalled.thrashing:
+        return (
+            "memory-pressure",
+            f"because {stalled.thrashing}",
+            "the host is out of memory: end what else uses it, add memory, or load with fewer workers",
+        )
+    if stalled.storage_waits and stalled.phase in (Phase.BOOT, Phase.WEIGHTS):
+        return (
+            "storage-silent",
+            f"because {', '.join(stalled.storage_waits)} waits for storage that delivers not one byte",
+            "look at the disk or the network file system that holds the model and Python (dmesg, mount, the server's side)",
+        )
+    return None
 
 
 def of_exit(status: int, phase: Phase, clue: Clue, *, retries: int) -> Diagnosis:

@@ -58,6 +58,17 @@ class ProbeCompletion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RememberStart:
+    """The engine has come to service: keep what the start needed, by phase label, for the next starts of this host.
+    `launch` is its key, `phase_s` how long each phase took, `quiet_s` the longest quiet in it."""
+
+    launch: str
+    duration_s: float
+    phase_s: Mapping[str, float]
+    quiet_s: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class NotifyReady:
     """READY=1 to systemd: a completion came back."""
 
@@ -91,16 +102,5 @@ class Exit:
     message: str = ""
 
 
-Effect = (
-    SpawnEngine
-    | TerminateEngine
-    | KillEngine
-    | TakeStacks
-    | ProbeHealth
-    | ProbeCompletion
-    | NotifyReady
-    | ExtendTimeout
-    | NotifyStopping
-    | Announce
-    | Exit
-)
+EngineEffect = SpawnEngine | TerminateEngine | KillEngine | TakeStacks | ProbeHealth | ProbeCompletion
+Effect = EngineEffect | RememberStart | NotifyReady | ExtendTimeout | NotifyStopping | Announce | Exit

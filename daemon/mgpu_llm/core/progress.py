@@ -1,87 +1,67 @@
 """What has moved, and when: the heartbeat of one load.
 
-Progress is a set of facts that only grow or change when work is done: a phase, shards, captured graphs, a line never
-printed before, GPU memory, resident memory, bytes read, major faults, new processes. Processor time and GPU utilisation
-are not among them, because a hung rank spins: they explain a stall and never disprove one. The one exception is a
-compiler's processor time: compilers do not wait for peers.
+Progress is a set of facts that only grow or change when work is done: a phase, shards, captured graphs, progress bars, a
+line never printed before, GPU memory, resident memory, bytes read and written, major faults, new processes. Processor time
+and GPU utilisation are not among them, because a hung rank spins: they explain a stall and never disprove one. The one
+exception is a compiler's processor time: compilers do not wait for peers.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from mgpu_llm.core import engine_log
-from mgpu_llm.core.engine_log import Phase
-from mgpu_llm.core.events import GpuSample, GpusSampled, GpusUnobserved, LineRead, ProcessesSampled, ProcessSample
+from mgpu_llm.core import engine_log, signals, weights
+from mgpu_llm.core.engine_log import Facts, Phase
+from mgpu_llm.core.events import (
+    GpuSample,
+    GpusSampled,
+    GpusUnobserved,
+    HostSampled,
+    LineRead,
+    ProcessesSampled,
+    ProcessSample,
+)
+from mgpu_llm.core.signals import Mark
 from mgpu_llm.core.status import Count
 
-MIB: Final = 1 << 20
-
-#: What each measured signal must change by, within WINDOW_S, to count as movement. An idle Python process moves less:
-#: docs/design.md has the measurement on a hung vLLM.
-NOISE_FLOOR: Final[Mapping[str, float]] = {
-    "gpu_memory": 1 * MIB,
-    "rss": 1 * MIB,
-    "read_chars": 64 << 10,
-    "read_bytes": 64 << 10,
-    "major_faults": 8,
-    "compilers": 0.5,
-}
-WINDOW_S: Final = 5.0
 #: The longest time one gap between two samples may add to the quiet. A longer gap means that nobody looked (the daemon
 #: was stopped, the host suspended): what was not observed is not held against the engine.
 LONGEST_LOOK_S: Final = 2.0
-#: So many different wordings are remembered; an engine that prints more is not loading but flooding.
+#: So many different wordings, and so many different bars, are remembered; an engine that prints more is not loading but
+#: flooding.
 MOST_WORDINGS: Final = 2000
 #: So many births of processes of one name are movement. A load brings its workers up once; what is born again and again
 #: is a script that polls. Compilers are born by the hundred, and their work counts by itself.
 MOST_BIRTHS: Final = 16
-COMPILERS: Final = frozenset(
-    {
-        "nvcc",
-        "cicc",
-        "ptxas",
-        "ninja",
-        "cc1plus",
-        "cc1",
-        "g++",
-        "gcc",
-        "c++",
-        "clang",
-        "clang++",
-        "ld",
-        "as",
-        "cudafe++",
-    }
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mark:
-    """A signal's value when it last moved, or when its window began anew."""
-
-    at: float
-    value: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """The heartbeat's whole memory of one attempt. `moved` maps each signal to when it last moved.
 
-    `quiet_s` is the observed time since anything moved. `resting` is the sample with which that quiet began, and `busy`
-    maps a pid to the share of one core that it has used since.
+    `quiet_s` is the observed time since anything moved, `longest_quiet` the longest of each phase so far, and `cleared_s`
+    that part of the present quiet after which the engine's stacks still showed work. `resting` is the sample with which
+    the quiet began, and `busy` maps a pid to the share of one core that it has used since. `phase_began` has the phases
+    seen so far. `weights_bytes` is the size of the model's files, None where it is unknown; `weights` what is known of
+    their coming, from when they begin to come.
     """
 
     started_at: float
+    weights_bytes: int | None = None
     phase: Phase = Phase.BOOT
+    phase_began: Mapping[Phase, float] = field(default_factory=dict)
     shards: Count | None = None
     graphs: Count | None = None
+    bars: Mapping[str, int] = field(default_factory=dict)
+    weights: weights.Loading | None = None
     serving: bool = False
     moved: Mapping[str, float] = field(default_factory=dict)
     quiet_s: float = 0.0
+    cleared_s: float = 0.0
+    longest_quiet: Mapping[Phase, float] = field(default_factory=dict)
     last_line: str = ""
     spoke_known_words: bool = False
     wordings: frozenset[str] = frozenset()
@@ -94,16 +74,18 @@ class Progress:
     busy: Mapping[int, float] = field(default_factory=dict)
     sampled_at: float | None = None
     gpus: tuple[GpuSample, ...] = ()
+    gpus_held: float = 0.0
     gpus_unobserved: str = ""
+    host: HostSampled | None = None
 
     @property
     def last_moved_at(self) -> float:
         return max(self.moved.values(), default=self.started_at)
 
 
-def begin(at: float) -> Progress:
+def begin(at: float, weights_bytes: int | None = None) -> Progress:
     """The heartbeat of an engine spawned at `at`."""
-    return Progress(started_at=at)
+    return Progress(started_at=at, weights_bytes=weights_bytes, phase_began={Phase.BOOT: at})
 
 
 def after_line(progress: Progress, event: LineRead) -> Progress:
@@ -111,18 +93,8 @@ def after_line(progress: Progress, event: LineRead) -> Progress:
     message = engine_log.parse(event.text).message
     if not message.strip():
         return progress
-    facts, moved = engine_log.facts(message), set[str]()
-    changed = replace(progress, last_line=message)
-    if facts.phase is not None:
-        changed = replace(changed, spoke_known_words=True)
-        if facts.phase > progress.phase:
-            changed, moved = replace(changed, phase=facts.phase), {"phase"}
-    if facts.shards is not None and facts.shards != progress.shards:
-        changed, moved = replace(changed, shards=facts.shards), moved | {"shards"}
-    if facts.graphs is not None and facts.graphs != progress.graphs:
-        changed, moved = replace(changed, graphs=facts.graphs), moved | {"graphs"}
-    if facts.serving and not progress.serving:
-        changed, moved = replace(changed, serving=True), moved | {"serving"}
+    facts = engine_log.facts(message)
+    changed, moved = _after_facts(replace(progress, last_line=message), facts, event.at)
     wording = engine_log.wording(message)
     if wording not in progress.wordings and len(progress.wordings) < MOST_WORDINGS:
         changed = replace(changed, wordings=progress.wordings | {wording})
@@ -131,34 +103,49 @@ def after_line(progress: Progress, event: LineRead) -> Progress:
     return _with_movement(changed, event.at, moved)
 
 
+def _after_facts(progress: Progress, facts: Facts, at: float) -> tuple[Progress, set[str]]:
+    changed, moved = progress, set[str]()
+    if facts.phase is not None:
+        changed = replace(changed, spoke_known_words=True)
+        if facts.phase > progress.phase:
+            changed, moved = _in_phase(changed, facts.phase, at), {"phase"}
+    if facts.shards is not None and facts.shards != progress.shards:
+        changed, moved = replace(changed, shards=facts.shards), moved | {"shards"}
+    if facts.graphs is not None and facts.graphs != progress.graphs:
+        changed, moved = replace(changed, graphs=facts.graphs), moved | {"graphs"}
+    if facts.serving and not progress.serving:
+        changed, moved = replace(changed, serving=True), moved | {"serving"}
+    if facts.bar is not None:
+        what, done = facts.bar
+        # Only what goes beyond the furthest yet is work: a bar that starts over and over is a loop.
+        if done > progress.bars.get(what, -1) and (what in progress.bars or len(progress.bars) < MOST_WORDINGS):
+            changed, moved = replace(changed, bars={**progress.bars, what: done}), moved | {"bar"}
+    return changed, moved
+
+
+def _in_phase(progress: Progress, phase: Phase, at: float) -> Progress:
+    changed = replace(progress, phase=phase, phase_began={**progress.phase_began, phase: at})
+    if phase is Phase.WEIGHTS and progress.weights_bytes:
+        return replace(changed, weights=weights.begin(progress.totals, progress.gpus_held))
+    return changed
+
+
 def after_processes(progress: Progress, event: ProcessesSampled) -> Progress:
-    """Fold in one sample of the tree. Counters are summed over processes by what each one added since the last sample,
-    so that a process that ends takes nothing away."""
+    """Fold in one sample of the tree. This is what makes quiet grow: it is observed time, from one sample to the next."""
     now = {(sample.pid, sample.started): sample for sample in event.processes}
     before = progress.processes
-    born = now.keys() - before.keys()
     pairs = [(before[key], sample) for key, sample in now.items() if key in before]
-    totals = {
-        # Memory may shrink while work is done, so each process's changes count both ways; what comes and goes with a
-        # process is not its work.
-        "rss": progress.totals.get("rss", 0.0) + sum(abs(b.rss_bytes - a.rss_bytes) for a, b in pairs),
-        "read_chars": _grown(progress, "read_chars", ((a.read_chars, b.read_chars) for a, b in pairs)),
-        "read_bytes": _grown(progress, "read_bytes", ((a.read_bytes, b.read_bytes) for a, b in pairs)),
-        "major_faults": _grown(progress, "major_faults", ((a.major_faults, b.major_faults) for a, b in pairs)),
-        "compilers": _grown(
-            progress, "compilers", ((a.cpu_s, b.cpu_s) for a, b in pairs if b.name.lower() in COMPILERS)
-        ),
-    }
+    totals = signals.process_totals(progress.totals, pairs)
+    moved, marks = signals.measured(progress.marks, totals, event.at)
+    births = dict(progress.births)
+    for name, count in Counter(sample.name for key, sample in now.items() if key not in before).items():
+        if births.get(name, 0) < MOST_BIRTHS:
+            moved.add("processes")
+        births[name] = births.get(name, 0) + count
     elapsed_s = event.at - progress.sampled_at if progress.sampled_at is not None else 0.0
-    moved_since = progress.quiet_s == 0.0
-    resting = before if moved_since else progress.resting
-    resting_at = progress.sampled_at if moved_since and progress.sampled_at is not None else progress.resting_at
-    moved, marks = _measured(progress.marks, totals, event.at)
-    births = Counter(progress.births)
-    for name in (now[key].name for key in born):
-        births[name] += 1
-        if births[name] <= MOST_BIRTHS:
-            moved = moved | {"processes"}
+    begins = progress.quiet_s == 0.0
+    resting = before if begins else progress.resting
+    resting_at = progress.sampled_at if begins and progress.sampled_at is not None else progress.resting_at
     quiet_s = progress.quiet_s + min(max(elapsed_s, 0.0), LONGEST_LOOK_S)
     changed = replace(
         progress,
@@ -172,14 +159,16 @@ def after_processes(progress: Progress, event: ProcessesSampled) -> Progress:
         sampled_at=event.at,
         quiet_s=quiet_s,
     )
-    return _with_movement(changed, event.at, moved)
+    if not moved and quiet_s > progress.longest_quiet.get(progress.phase, 0.0):
+        changed = replace(changed, longest_quiet={**progress.longest_quiet, progress.phase: quiet_s})
+    return _with_movement(_with_weights(changed, event.at), event.at, moved)
 
 
 def after_gpus(progress: Progress, event: GpusSampled) -> Progress:
     """Fold in what the GPUs hold: memory that grows or shrinks on any of them is movement."""
-    used = {f"gpu_memory {gpu.uuid}": float(gpu.used_bytes) for gpu in event.gpus}
-    moved, marks = _measured(progress.marks, used, event.at)
-    changed = replace(progress, gpus=event.gpus, gpus_unobserved="", marks=marks)
+    held = signals.gpu_memory(event.gpus, frozenset(pid for pid, _ in progress.processes))
+    moved, marks = signals.measured(progress.marks, held, event.at)
+    changed = replace(progress, gpus=event.gpus, gpus_held=sum(held.values()), gpus_unobserved="", marks=marks)
     return _with_movement(changed, event.at, {"gpu_memory"} if moved else set())
 
 
@@ -188,28 +177,23 @@ def after_gpus_unobserved(progress: Progress, event: GpusUnobserved) -> Progress
     return replace(progress, gpus_unobserved=event.reason)
 
 
-def _measured(marks: Mapping[str, Mark], values: Mapping[str, float], at: float) -> tuple[set[str], Mapping[str, Mark]]:
-    """Compare each value with its mark. What changed by its floor within the window has moved and gets a new mark;
-    a window that passed without gets one too, so that a slow drip below the floor never adds up to movement."""
-    moved, fresh = set[str](), dict(marks)
-    for signal, value in values.items():
-        mark = marks.get(signal)
-        if mark is None:
-            fresh[signal] = Mark(at=at, value=value)
-        elif abs(value - mark.value) >= NOISE_FLOOR[signal.split(" ", 1)[0]]:
-            moved.add(signal)
-            fresh[signal] = Mark(at=at, value=value)
-        elif at - mark.at > WINDOW_S:
-            fresh[signal] = Mark(at=at, value=value)
-    return moved, fresh
+def after_host(progress: Progress, event: HostSampled) -> Progress:
+    """Keep how the host fares: it explains a stall."""
+    return replace(progress, host=event)
 
 
-def _grown(progress: Progress, signal: str, pairs: Iterable[tuple[float | None, float | None]]) -> float:
-    total = progress.totals.get(signal, 0.0)
-    for before, now in pairs:
-        if before is not None and now is not None and now > before:
-            total += now - before
-    return total
+def after_work_seen(progress: Progress, at: float) -> Progress:
+    """Although no signal moves, the engine's stacks do: somebody works, and the quiet so far counts for nothing."""
+    return replace(progress, cleared_s=progress.quiet_s, moved={**progress.moved, "stacks": at})
+
+
+def _with_weights(progress: Progress, at: float) -> Progress:
+    if progress.weights is None or progress.weights_bytes is None or progress.phase is not Phase.WEIGHTS:
+        return progress
+    coming = weights.after_sample(
+        progress.weights, progress.totals, progress.gpus_held, progress.shards, progress.weights_bytes, at
+    )
+    return replace(progress, weights=coming)
 
 
 def _shares(
@@ -223,4 +207,4 @@ def _shares(
 def _with_movement(progress: Progress, at: float, moved: set[str]) -> Progress:
     if not moved:
         return progress
-    return replace(progress, moved={**progress.moved, **dict.fromkeys(moved, at)}, quiet_s=0.0)
+    return replace(progress, moved={**progress.moved, **dict.fromkeys(moved, at)}, quiet_s=0.0, cleared_s=0.0)

@@ -140,6 +140,8 @@ def _of_row(row: Row, attempt: int, at: float) -> Iterator[Event]:
         case "stacks":
             stacks = tuple(map(_stack, row.get("stacks") or ()))
             yield StacksTaken(at=at, attempt=attempt, stacks=stacks, unobserved=str(row.get("unobserved", "")))
+        case _:
+            return
 
 
 def to_row(event: Event, spawned_at: float) -> Row | None:
@@ -162,12 +164,12 @@ def to_row(event: Event, spawned_at: float) -> Row | None:
             said |= {"unobserved": event.unobserved} if event.unobserved else {}
         case _:
             return None
-    return {"t": round(event.at - spawned_at, 3), **said}
+    return {"t": round(event.at - spawned_at, 6), **said}
 
 
 def note(t: float, what: str, **more: object) -> Row:
     """A note, `t` seconds since the spawn."""
-    return {"t": round(t, 3), "kind": "note", "what": what, **more}
+    return {"t": round(t, 6), "kind": "note", "what": what, **more}
 
 
 def _checked(row: object) -> Row:
@@ -248,7 +250,7 @@ def _gpu_row(gpu: GpuSample) -> Row:
 def _stack(row: Row) -> Stack:
     return Stack(
         pid=int(row["pid"]),
-        thread=int(row.get("tid", row["pid"])),
+        thread=int(row["tid"] if "tid" in row else row["pid"]),
         process=str(row.get("process", "")),
         name=str(row.get("thread", "")),
         state=str(row.get("st", "")),
@@ -269,12 +271,12 @@ def _stack_row(stack: Stack) -> Row:
     }
 
 
-def _count(value: object) -> int | None:
-    return None if value is None else int(value)  # type: ignore[call-overload, no-any-return]
+def _count(value: Any) -> int | None:
+    return None if value is None else int(value)
 
 
-def _number(value: object) -> float | None:
-    return None if value is None else float(value)  # type: ignore[arg-type]
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
 
 
 def _top_pid(recording: Recording) -> int:

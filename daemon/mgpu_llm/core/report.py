@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
-from mgpu_llm.core import stall
+from mgpu_llm.core import judging, outlook, stall
 from mgpu_llm.core.launch import differences
-from mgpu_llm.core.progress import Progress
 from mgpu_llm.core.states import (
     Backoff,
     Ended,
@@ -37,14 +36,10 @@ def status(state: State, policy: Policy, at: float, identity: Identity) -> Statu
     """Everything there is to tell at `at`, seconds on the clock of the events."""
     rung, base = policy.rungs[state.run.rung], policy.rungs[0]
     heart = state.progress if isinstance(state, Starting | Ready) else None
-    patience_s = None
+    patience_s, seen = None, None
     if isinstance(state, Starting):
-        patience_s = stall.patience_now(
-            state.progress,
-            policy.patience,
-            has_gpus=rung.launch.gpus is not None,
-            failed=bool(state.clue.cause),
-        )
+        patience_s = stall.patience_now(state.progress, policy.allowed, judging.circumstances(state, policy))
+        seen = outlook.of(state, policy, at)
     idle = isinstance(state, Stopped)
     return Status(
         state=state_name(state),
@@ -65,7 +60,12 @@ def status(state: State, policy: Policy, at: float, identity: Identity) -> Statu
         shards=heart.shards if heart else None,
         graphs=heart.graphs if heart else None,
         gpus=tuple(
-            GpuStatus(uuid=gpu.uuid, used_bytes=gpu.used_bytes, utilisation_percent=gpu.utilisation_percent)
+            GpuStatus(
+                uuid=gpu.uuid,
+                used_bytes=gpu.used_bytes,
+                utilisation_percent=gpu.utilisation_percent,
+                total_bytes=gpu.total_bytes,
+            )
             for gpu in (heart.gpus if heart else ())
         ),
         gpus_unobserved=heart.gpus_unobserved if heart else "",
@@ -73,6 +73,11 @@ def status(state: State, policy: Policy, at: float, identity: Identity) -> Statu
         processes=len(heart.processes) if heart else 0,
         lines_dropped=state.run.lines_dropped,
         attempts=(*(_ended(attempt, at) for attempt in state.run.ended), *_current(state, rung.name, at)),
+        phases=seen.phases if seen else (),
+        weights_percent=seen.weights_percent if seen else None,
+        weights_bytes_per_s=seen.weights_bytes_per_s if seen else None,
+        left_s=seen.left_s if seen else None,
+        suspicion=seen.suspicion if seen else "",
     )
 
 
@@ -103,7 +108,7 @@ def headline(state: State, policy: Policy, at: float) -> str:
     match state:
         case Starting():
             quiet = f", quiet for {state.progress.quiet_s:.0f} s" if state.progress.quiet_s >= 3 else ""
-            return f"loading: {_steps(state.progress)}, {at - state.since:.0f} s, {where}{quiet}"
+            return f"loading: {outlook.of(state, policy, at).words}, {at - state.since:.0f} s, {where}{quiet}"
         case Ready() if state.run.rung:
             return f"ready, degraded: rung {rung.name} ({rung.cost}), attempt {state.run.attempt}"
         case Ready():
@@ -118,15 +123,6 @@ def headline(state: State, policy: Policy, at: float) -> str:
             return state.message
         case _ as unreachable:
             assert_never(unreachable)
-
-
-def _steps(progress: Progress) -> str:
-    parts = [progress.phase.label]
-    if progress.shards is not None and progress.graphs is None:
-        parts.append(f"shards {progress.shards.done}/{progress.shards.total}")
-    if progress.graphs is not None:
-        parts.append(f"graphs {progress.graphs.done}/{progress.graphs.total}")
-    return " ".join(parts)
 
 
 def _last_failure(run: Run) -> str:

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from mgpu_llm.core import signals, stacks
 from mgpu_llm.core.engine_log import Phase
-from mgpu_llm.core.progress import COMPILERS, Progress
+from mgpu_llm.core.events import ProcessSample, Stack
+from mgpu_llm.core.progress import Progress
+from mgpu_llm.core.suspicion import Finding, Suspicion
 
-#: Seconds in which nothing may move, by phase. The longest quiet of five healthy recorded starts, over all signals, was
-#: 1.8 s (boot, beside an empty compile cache on two H200s). Distributed init waits for nothing but its peers, so it gets
-#: little more than the noise of a loaded host; phases that wait for disks, compilers and kernels get what these may take.
+#: Seconds in which nothing may move, by phase, until an engine is suspected. The longest quiet of the recorded healthy starts,
+#: over all signals, is a few seconds (docs/design.md). Distributed init waits for nothing but its peers; the other phases wait
+#: for disks, compilers and kernels too, all of which show in some signal. What a host's own starts need beyond that is learnt.
 DEFAULT_PATIENCE_S: Final[Mapping[Phase, float]] = {
-    Phase.BOOT: 60.0,
-    Phase.DISTRIBUTED_INIT: 15.0,
-    Phase.WEIGHTS: 90.0,
-    Phase.COMPILE: 300.0,
-    Phase.KV_CACHE: 120.0,
-    Phase.WARM_UP: 180.0,
-    Phase.API: 120.0,
+    Phase.BOOT: 25.0,
+    Phase.DISTRIBUTED_INIT: 8.0,
+    Phase.WEIGHTS: 25.0,
+    Phase.COMPILE: 25.0,
+    Phase.KV_CACHE: 25.0,
+    Phase.WARM_UP: 25.0,
+    Phase.API: 25.0,
 }
+#: What one's own starts have taught never makes the patience longer than this: a supervisor that waits longer is none.
+LONGEST_LEARNT_S: Final = 600.0
+#: Where the stacks cannot tell, quiet alone has to convince, and gets so many times the patience.
+UNCONFIRMED_FACTOR: Final = 2.0
+#: Stacks that go on changing hold off the verdict for at most so many times the patience: by then, whatever loops there
+#: has read nothing, written nothing, needed no memory and said nothing new.
+LONGEST_DOUBT_FACTOR: Final = 10.0
 #: Without GPU memory one signal of the heartbeat is missing; what it would have shown may still be happening.
 UNOBSERVED_GPU_FACTOR: Final = 3.0
 #: An engine that has named the cause of its failure only has to end: vLLM's longest tear-down is about 15 s (0.32.0,
@@ -28,6 +39,12 @@ UNOBSERVED_GPU_FACTOR: Final = 3.0
 FAILED_PATIENCE_S: Final = 30.0
 #: A process spins from this share of a core on, taken over the whole quiet. On a busy host it may not get a whole one.
 SPINNING: Final = 0.5
+#: From this share of the last ten seconds on, in which everybody waited for memory, the host thrashes.
+THRASHING_PERCENT: Final = 20.0
+#: huggingface_hub's words for it, which it repeats for ever.
+_WAITS_FOR_LOCK: Final = re.compile(r"waiting to acquire lock on (\S+)")
+#: Process states in which the kernel runs nothing of it: stopped by a signal, or by a debugger.
+_STOPPED: Final = frozenset("Tt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,43 +56,87 @@ class Moving:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Suspect:
+    """Nothing has moved for the patience; whether it is stalled is being looked into, until `until_s` of quiet at most."""
+
+    idle_s: float
+    patience_s: float
+    until_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stalled:
-    """Nothing has moved for `idle_s`, which is more than the phase's patience. `evidence` says what was seen."""
+    """Nothing has moved for `idle_s`, and nobody works. `evidence` says what was seen; the rest is what may explain it:
+    whether something spins (None: nobody looked), and descriptions of who is stopped, waits for a lock file, waits for
+    storage, and of the host's memory."""
 
     phase: Phase
     idle_s: float
     patience_s: float
     spinning: bool | None
     evidence: tuple[str, ...] = field(default_factory=tuple)
+    stopped: tuple[str, ...] = ()
+    lock_waits: tuple[str, ...] = ()
+    storage_waits: tuple[str, ...] = ()
+    thrashing: str = ""
 
 
-Verdict = Moving | Stalled
+Verdict = Moving | Suspect | Stalled
 
 
-def judge(progress: Progress, patience: Mapping[Phase, float], *, has_gpus: bool, failed: bool = False) -> Verdict:
-    """Judge by the observed quiet (see `Progress.quiet_s`), never by the wall clock.
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """What else the patience depends on. `has_gpus`: the launch uses GPUs, so that their absence from the samples means that
+    something is unobserved. `failed`: the engine has said why it fails, and should end by itself."""
 
-    `has_gpus`: the launch uses GPUs, so that their absence from the samples means something is unobserved.
-    `failed`: the engine has said why it fails, and should end by itself.
-    """
-    allowed_s = patience_now(progress, patience, has_gpus=has_gpus, failed=failed)
-    if progress.quiet_s < allowed_s:
-        return Moving(idle_s=progress.quiet_s, patience_s=allowed_s)
+    has_gpus: bool
+    failed: bool = False
+
+
+def judge(
+    progress: Progress, patience: Mapping[Phase, float], around: Circumstances, suspicion: Suspicion | None = None
+) -> Verdict:
+    """Judge by the observed quiet (see `Progress.quiet_s`), never by the wall clock."""
+    allowed_s = patience_now(progress, patience, around)
+    idle_s = progress.quiet_s - progress.cleared_s
+    until_s = allowed_s * UNCONFIRMED_FACTOR
+    if idle_s < allowed_s:
+        return Moving(idle_s=idle_s, patience_s=allowed_s)
+    finding = suspicion.finding if suspicion is not None else Finding.OPEN
+    # What the engine itself has said needs no second look.
+    convinced = around.failed or finding is Finding.STILL or (finding is Finding.BLIND and idle_s >= until_s)
+    if not convinced and progress.quiet_s < allowed_s * LONGEST_DOUBT_FACTOR:
+        return Suspect(idle_s=idle_s, patience_s=allowed_s, until_s=until_s)
+    seen = suspicion.last.stacks if suspicion is not None and suspicion.last is not None else ()
     return Stalled(
         phase=progress.phase,
         idle_s=progress.quiet_s,
         patience_s=allowed_s,
         spinning=_spinning(progress),
-        evidence=_evidence(progress),
+        evidence=(*_evidence(progress), *_looked_into(suspicion)),
+        stopped=tuple(_named(process.pid, process.name) for process in _stopped(progress)),
+        lock_waits=_lock_waits(progress, seen),
+        storage_waits=_storage_waits(progress, seen),
+        thrashing=_thrashing(progress),
     )
 
 
-def patience_now(progress: Progress, patience: Mapping[Phase, float], *, has_gpus: bool, failed: bool = False) -> float:
+def patience_now(progress: Progress, patience: Mapping[Phase, float], around: Circumstances) -> float:
     """The patience that holds now. An engine whose log says nothing known has no phase: it gets the longest."""
     allowed_s = patience[progress.phase] if progress.spoke_known_words else max(patience.values())
-    if has_gpus and progress.gpus_unobserved:
+    if around.has_gpus and progress.gpus_unobserved:
         allowed_s *= UNOBSERVED_GPU_FACTOR
-    return min(allowed_s, FAILED_PATIENCE_S) if failed else allowed_s
+    return min(allowed_s, FAILED_PATIENCE_S) if around.failed else allowed_s
+
+
+def learnt(floors: Mapping[Phase, float], quiet: Mapping[Phase, float], factor: float) -> dict[Phase, float]:
+    """The patience by phase: the config's, or `factor` times the longest quiet that this host's own successful starts have
+    had in that phase, if that is longer."""
+    return {phase: max(floor, min(factor * quiet.get(phase, 0.0), LONGEST_LEARNT_S)) for phase, floor in floors.items()}
+
+
+def _stopped(progress: Progress) -> list[ProcessSample]:
+    return [process for process in progress.processes.values() if process.state in _STOPPED]
 
 
 def _spinning(progress: Progress) -> bool | None:
@@ -84,6 +145,40 @@ def _spinning(progress: Progress) -> bool | None:
     if not utilisation and not progress.busy:
         return None
     return max(utilisation, default=0) >= 95 or max(progress.busy.values(), default=0.0) >= SPINNING
+
+
+def _lock_waits(progress: Progress, seen: tuple[Stack, ...]) -> tuple[str, ...]:
+    if found := stacks.lock_waiters(seen):
+        return _described(found)
+    said = _WAITS_FOR_LOCK.search(progress.last_line)
+    return (f"the engine (it names {said[1]})",) if said else ()
+
+
+def _storage_waits(progress: Progress, seen: tuple[Stack, ...]) -> tuple[str, ...]:
+    """Who waits for storage: by the stacks, or else by the state D that a process had at both ends of the quiet."""
+    if found := stacks.storage_waiters(seen):
+        return _described(found)
+    both = [key for key, process in progress.processes.items() if process.state == "D" and key in progress.resting]
+    return tuple(
+        _named(pid, progress.processes[pid, started].name)
+        for pid, started in both
+        if progress.resting[pid, started].state == "D"
+    )
+
+
+def _described(found: tuple[Stack, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(_named(stack.pid, stack.process) for stack in found))
+
+
+def _named(pid: int, name: str) -> str:
+    return f"{pid} ({name})"
+
+
+def _thrashing(progress: Progress) -> str:
+    percent = progress.host.memory_percent if progress.host is not None else None
+    if percent is None or percent < THRASHING_PERCENT:
+        return ""
+    return f"all work waited for memory {percent:.0f} % of the last ten seconds"
 
 
 def _evidence(progress: Progress) -> tuple[str, ...]:
@@ -98,7 +193,18 @@ def _evidence(progress: Progress) -> tuple[str, ...]:
     seen += [
         f"process {pid} ({names.get(pid, '?')}) burns {share:.1f} cores without getting anywhere"
         for pid, share in sorted(progress.busy.items())
-        if share >= SPINNING and names.get(pid, "") not in COMPILERS
+        if share >= SPINNING and not signals.is_compiler(names.get(pid, ""))
     ]
-    waiting = [f"{sample.pid} ({sample.name})" for sample in progress.processes.values() if sample.state == "D"]
-    return (*seen, *([f"waiting in the kernel (state D): {', '.join(waiting)}"] if waiting else []))
+    waiting = [_named(sample.pid, sample.name) for sample in progress.processes.values() if sample.state == "D"]
+    seen += [f"waiting in the kernel (state D): {', '.join(waiting)}"] if waiting else []
+    stopped = [_named(sample.pid, sample.name) for sample in _stopped(progress)]
+    return (*seen, *([f"stopped (state T): {', '.join(stopped)}"] if stopped else []))
+
+
+def _looked_into(suspicion: Suspicion | None) -> tuple[str, ...]:
+    if suspicion is None:
+        return ()
+    shown = stacks.shown(suspicion.last.stacks) if suspicion.last is not None else ()
+    blind = f"stacks could not confirm it: {suspicion.blind}; waited longer instead" if suspicion.blind else ""
+    still = "stacks: two looks found every thread in the same place" if suspicion.finding is Finding.STILL else ""
+    return tuple(word for word in (still, blind, *shown) if word)

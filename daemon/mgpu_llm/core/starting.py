@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from mgpu_llm.core import decision, diagnosis, progress, stall
+from mgpu_llm.core import decision, diagnosis, judging, progress, stall
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.effects import (
     Announce,
@@ -15,6 +15,7 @@ from mgpu_llm.core.effects import (
     NotifyReady,
     ProbeCompletion,
     ProbeHealth,
+    RememberStart,
     SpawnEngine,
 )
 from mgpu_llm.core.engine_log import Phase, parse
@@ -27,8 +28,10 @@ from mgpu_llm.core.events import (
     GpusSampled,
     GpusUnobserved,
     HealthProbed,
+    HostSampled,
     LineRead,
     ProcessesSampled,
+    StacksTaken,
     Ticked,
 )
 from mgpu_llm.core.launch import differences
@@ -52,7 +55,8 @@ def begin(run: Run, rung: int, at: float, policy: Policy) -> Step:
     facts: dict[str, object] = {"attempt": run.attempt, "rung": chosen.name}
     if changes := differences(policy.rungs[0].launch, chosen.launch):
         facts["changes"] = "; ".join(changes)
-    return Starting(run=run, since=at, progress=progress.begin(at), extended_at=at), (
+    heart = progress.begin(at, policy.weights_bytes)
+    return Starting(run=run, since=at, progress=heart, extended_at=at), (
         Announce(name="engine.starting", level=Level.WARNING if rung else Level.INFO, facts=facts),
         ExtendTimeout(seconds=EXTEND_SLACK_S),
         SpawnEngine(attempt=run.attempt, launch=chosen.launch),
@@ -64,8 +68,8 @@ def take(state: Starting, event: Event, policy: Policy) -> Outcome:
     match event:
         case LineRead():
             return _after_line(state, event)
-        case ProcessesSampled() | GpusSampled() | GpusUnobserved():
-            return _after_sample(state, event)
+        case ProcessesSampled() | StacksTaken() | GpusSampled() | GpusUnobserved() | HostSampled():
+            return _after_look(state, event, policy)
         case Ticked():
             return _after_tick(state, event, policy)
         case EngineSpawned():
@@ -99,12 +103,21 @@ def _after_line(state: Starting, event: LineRead) -> Outcome:
     return changed, tuple(effects)
 
 
-def _after_sample(state: Starting, event: ProcessesSampled | GpusSampled | GpusUnobserved) -> Step:
-    if isinstance(event, ProcessesSampled):
-        return replace(state, progress=progress.after_processes(state.progress, event)), ()
-    if isinstance(event, GpusSampled):
-        return replace(state, progress=progress.after_gpus(state.progress, event)), ()
-    return _after_gpus_unobserved(state, event)
+def _after_look(
+    state: Starting, event: ProcessesSampled | StacksTaken | GpusSampled | GpusUnobserved | HostSampled, policy: Policy
+) -> Outcome:
+    match event:
+        case ProcessesSampled():
+            seen = replace(state, progress=progress.after_processes(state.progress, event))
+            return judging.after_sample(seen, event.at, policy)
+        case StacksTaken():
+            return judging.after_stacks(state, event, policy)
+        case GpusSampled():
+            return replace(state, progress=progress.after_gpus(state.progress, event)), ()
+        case GpusUnobserved():
+            return _after_gpus_unobserved(state, event)
+        case HostSampled():
+            return replace(state, progress=progress.after_host(state.progress, event)), ()
 
 
 def _after_gpus_unobserved(state: Starting, event: GpusUnobserved) -> Step:
@@ -119,15 +132,12 @@ def _after_gpus_unobserved(state: Starting, event: GpusUnobserved) -> Step:
     return changed, (Announce(name="gpus.unobserved", level=Level.WARNING, facts=facts),)
 
 
-def _after_tick(state: Starting, event: Ticked, policy: Policy) -> Outcome:
-    has_gpus = policy.rungs[state.run.rung].launch.gpus is not None
-    verdict = stall.judge(state.progress, policy.patience, has_gpus=has_gpus, failed=bool(state.clue.cause))
-    if isinstance(verdict, stall.Stalled):
-        return diagnosis.of_stall(verdict, state.clue)
+def _after_tick(state: Starting, event: Ticked, policy: Policy) -> Step:
     effects = list[Effect]()
     changed = state
     if state.progress.last_moved_at > state.extended_at and event.at - state.extended_at >= EXTEND_EVERY_S:
-        effects.append(ExtendTimeout(seconds=verdict.patience_s + EXTEND_SLACK_S))
+        patience_s = stall.patience_now(state.progress, policy.allowed, judging.circumstances(state, policy))
+        effects.append(ExtendTimeout(seconds=patience_s * stall.UNCONFIRMED_FACTOR + EXTEND_SLACK_S))
         changed = replace(changed, extended_at=event.at)
     if not state.probing and event.at >= state.probe_at and _may_serve(state):
         effects.append(ProbeHealth(attempt=state.run.attempt))
@@ -165,4 +175,16 @@ def _after_completion(state: Starting, event: CompletionProbed, policy: Policy) 
     if state.run.rung:
         lost = {"rung": rung.name, "changes": "; ".join(differences(base.launch, rung.launch)), "cost": rung.cost}
         announced.append(Announce(name="engine.degraded", level=Level.WARNING, facts=lost))
-    return ready, (*announced, NotifyReady())
+    return ready, (*announced, NotifyReady(), _remembered(state, event.at, policy))
+
+
+def _remembered(state: Starting, at: float, policy: Policy) -> RememberStart:
+    heart = state.progress
+    began = sorted(heart.phase_began.items())
+    ended = [*(since for _, since in began[1:]), at]
+    return RememberStart(
+        launch=policy.key(state.run.rung),
+        duration_s=at - state.since,
+        phase_s={phase.label: end - since for (phase, since), end in zip(began, ended, strict=True)},
+        quiet_s={phase.label: quiet_s for phase, quiet_s in heart.longest_quiet.items()},
+    )

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from mgpu_llm.core import stall
 from mgpu_llm.core.diagnosis import Clue, Diagnosis
 from mgpu_llm.core.engine_log import Line, Phase
+from mgpu_llm.core.history import PastStart, longest_quiet
 from mgpu_llm.core.ladder import Rung
 from mgpu_llm.core.progress import Progress
 from mgpu_llm.core.stall import DEFAULT_PATIENCE_S
+from mgpu_llm.core.suspicion import Suspicion
 
 #: Ended attempts that are remembered; a daemon that serves for months must not grow.
 LONGEST_HISTORY = 50
@@ -17,10 +20,17 @@ LONGEST_HISTORY = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What the config decided. Times are seconds. `rungs[0]` is the base: the admin's own settings."""
+    """What the config decided, and what this host's own starts have taught. Times are seconds. `rungs[0]` is the base: the
+    admin's own settings, and `keys` are their keys in the history (`history.launch_key`). `weights_bytes` is the size of
+    the model's files, None where it is not known."""
 
     rungs: tuple[Rung, ...]
     patience: Mapping[Phase, float] = field(default_factory=lambda: dict(DEFAULT_PATIENCE_S))
+    keys: tuple[str, ...] = ()
+    past: tuple[PastStart, ...] = ()
+    learn_factor: float | None = 5.0
+    look_at_stacks: bool = True
+    weights_bytes: int | None = None
     attempts: int = 12
     crashes_per_rung: int = 2
     backoff_s: float = 2.0
@@ -31,6 +41,17 @@ class Policy:
     deaths_window_s: float = 600.0
     stop_grace_s: float = 20.0
     kill_deadline_s: float = 30.0
+
+    def key(self, rung: int) -> str:
+        """The key of a rung's launch in the history, "" where there is none."""
+        return self.keys[rung] if rung < len(self.keys) else ""
+
+    @property
+    def allowed(self) -> Mapping[Phase, float]:
+        """The patience that holds: the config's, and what was learnt, unless it shall not be (`learn_factor` None)."""
+        if self.learn_factor is None:
+            return self.patience
+        return stall.learnt(self.patience, longest_quiet(self.past), self.learn_factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +121,14 @@ class Stopped:
 
 @dataclass(frozen=True, kw_only=True)
 class Starting:
-    """An engine loads. `probing`: a probe is under way, of /health first, then of a completion."""
+    """An engine loads. `probing`: a probe is under way, of /health first, then of a completion. `suspicion` is there while
+    nothing moves for longer than the patience."""
 
     run: Run
     since: float
     progress: Progress
     clue: Clue = field(default_factory=Clue)
+    suspicion: Suspicion | None = None
     pid: int | None = None
     probing: bool = False
     probe_at: float = 0.0

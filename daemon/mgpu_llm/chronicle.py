@@ -1,0 +1,70 @@
+"""What of a life is kept: a recording of each load with how it ended, and what the starts that came to service have needed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from mgpu_llm.adapters.history import History
+from mgpu_llm.adapters.recorder import Recorder
+from mgpu_llm.core import recording, replay
+from mgpu_llm.core.effects import RememberStart
+from mgpu_llm.core.events import EngineExited, Event
+from mgpu_llm.core.history import PastStart
+from mgpu_llm.core.recording import Row
+from mgpu_llm.core.states import Policy, Ready, Starting, State
+
+
+class Chronicle:
+    """Belongs to the loop; neither part waits for the disk. `model` is what the history calls it."""
+
+    def __init__(self, recorder: Recorder, history: History, model: str) -> None:
+        self._recorder = recorder
+        self._history = history
+        self._model = model
+
+    @property
+    def past(self) -> tuple[PastStart, ...]:
+        """The starts that came to service, the newest last."""
+        return self._history.starts
+
+    def stepped(self, before: State, event: Event, after: State, policy: Policy) -> None:
+        """To be told of every step: the event goes into the recording of the load that it belongs to."""
+        if isinstance(before, Starting):
+            self._recorder.take(event)
+            if not isinstance(after, Starting):
+                self._recorder.end(*_ending(before, event, after))
+        if isinstance(after, Starting) and not isinstance(before, Starting):
+            self._recorder.begin(after.run.attempt, after.since, replay.recorded_header(policy, after.run))
+
+    def remember(self, start: RememberStart) -> None:
+        """Keep what a start has needed that came to service now."""
+        self._history.remember(
+            PastStart(
+                launch=start.launch,
+                model=self._model,
+                at=datetime.now(UTC).isoformat(timespec="seconds"),
+                duration_s=start.duration_s,
+                phase_s=start.phase_s,
+                quiet_s=start.quiet_s,
+            )
+        )
+
+    def close(self) -> None:
+        """Finish what is being written; waits a few seconds at most."""
+        self._recorder.close()
+        self._history.close()
+
+
+def _ending(before: Starting, event: Event, after: State) -> tuple[str, tuple[Row, ...]]:
+    """How the load ended in one word, and the recording's closing rows."""
+    t = event.at - before.since
+    if isinstance(after, Ready):
+        return "healthy", (recording.note(t, "healthy"), recording.note(t, "outcome", outcome="healthy"))
+    end = (
+        recording.note(t, "exit", rc=event.status) if isinstance(event, EngineExited) else recording.note(t, "stopping")
+    )
+    ended = after.run.ended[-1]
+    told: dict[str, object] = {"outcome": ended.outcome, "phase": ended.phase}
+    if ended.diagnosis is not None:
+        told |= {"cause": ended.diagnosis.cause, "summary": ended.diagnosis.summary}
+    return ended.outcome, (end, recording.note(t, "outcome", **told))

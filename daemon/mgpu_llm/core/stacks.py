@@ -1,0 +1,82 @@
+"""What the engine's stacks say: whether two looks at them are the same, and what the threads wait for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from mgpu_llm.core.events import Stack, StacksTaken
+
+#: Functions that wait in a loop of their own, polling: what lies further in changes while nobody works. Whoever stands in
+#: one of them stands still.
+_POLLING: Final = re.compile(
+    r"^(?:acquire_read|acquire_write|dequeue|wait_for_engine_startup|wait_for_ready|wait_for_response_handle_ready"
+    r"|_wait_for_\w+|monitor_workers|wait|poll|select|run_busy_loop|worker_busy_loop|_recv|recv|_poll|sched_yield|acquire"
+    r"|_wait_once) \("
+)
+#: Frames of whoever waits for a lock file: filelock's acquire, and torch.utils.file_baton, with which extensions are built.
+_LOCK_FILE: Final = re.compile(
+    r"^\w+ \((?:\S*/)?(?:filelock/\S+|_api\.py|file_baton\.py)(?::\d+)?\)|^wait \(\S*file_baton"
+)
+#: Frames of whoever reads the model's files.
+_READING: Final = re.compile(r"safetensors|weight_utils|default_loader|get_tensor|load_weights|model_loader")
+#: What the kernel waits in for a disk, a network file system or FUSE.
+_STORAGE_WAIT: Final = re.compile(
+    r"folio_wait|wait_on_page|io_schedule|blk_|bio_|nvme|nfs|rpc_wait|smb|cifs|fuse|request_wait_answer|ceph|lustre|^ll_|^cl_|p9_|gpfs|"
+    r"xfs_|ext4_|btrfs|jbd2|filemap"
+)
+#: The same for a pipe or a socket in the place of a file: an ordinary wait, unless whoever waits reads the model.
+_PIPE_WAIT: Final = re.compile(r"pipe|fifo|wait_for_partner|sk_wait|tcp_recv|unix_stream")
+SHOWN_FRAMES: Final = 4
+SHOWN_STACKS: Final = 12
+
+
+def standing_still(first: StacksTaken, second: StacksTaken) -> bool | None:
+    """Whether every thread seen in both looks stands where it stood; None where no thread's Python frames were seen in
+    both, so that nothing can be said."""
+    before, now = _by_thread(first.stacks), _by_thread(second.stacks)
+    common = before.keys() & now.keys()
+    return all(before[key] == now[key] for key in common) if common else None
+
+
+def lock_waiters(stacks: Iterable[Stack]) -> tuple[Stack, ...]:
+    """The threads that wait for a lock file."""
+    return tuple(stack for stack in stacks if any(_LOCK_FILE.search(frame) for frame in stack.frames[:SHOWN_FRAMES]))
+
+
+def storage_waiters(stacks: Iterable[Stack]) -> tuple[Stack, ...]:
+    """The threads that wait in the kernel for storage."""
+    return tuple(stack for stack in stacks if _waits_for_storage(stack))
+
+
+def shown(stacks: Iterable[Stack]) -> tuple[str, ...]:
+    """Where each process stands, one line for its main thread, for people."""
+    mains = [stack for stack in stacks if stack.thread == stack.pid]
+    lines = [_line(stack) for stack in mains[:SHOWN_STACKS]]
+    return (*lines, *([f"and {len(mains) - SHOWN_STACKS} more processes"] if len(mains) > SHOWN_STACKS else []))
+
+
+def _by_thread(stacks: Iterable[Stack]) -> dict[tuple[int, int], tuple[str, ...]]:
+    return {(stack.pid, stack.thread): _without_polling(stack.frames) for stack in stacks if stack.frames}
+
+
+def _without_polling(frames: tuple[str, ...]) -> tuple[str, ...]:
+    """The frames from the outermost polling function outwards, that one by name only."""
+    outermost = max((index for index, frame in enumerate(frames) if _POLLING.match(frame)), default=-1)
+    if outermost < 0:
+        return frames
+    return (frames[outermost].partition(" (")[0], *frames[outermost + 1 :])
+
+
+def _waits_for_storage(stack: Stack) -> bool:
+    if stack.state == "D" or _STORAGE_WAIT.search(stack.waits_in):
+        return True
+    reads = any(_READING.search(frame) for frame in stack.frames[: 2 * SHOWN_FRAMES])
+    return reads and _PIPE_WAIT.search(stack.waits_in) is not None
+
+
+def _line(stack: Stack) -> str:
+    where = " < ".join(stack.frames[:SHOWN_FRAMES]) or "no Python frames"
+    kernel = f", in the kernel: {stack.waits_in}" if stack.waits_in else ""
+    return f"{stack.process} ({stack.pid}) stands in {where}{kernel}"

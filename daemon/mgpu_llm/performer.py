@@ -1,0 +1,153 @@
+"""Carry out what the core wants done. Whatever takes time goes on beside the loop and answers with an event."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, assert_never
+
+import structlog
+
+from mgpu_llm.adapters.engine import stacks
+from mgpu_llm.adapters.engine.process import EngineProcess
+from mgpu_llm.adapters.health import Probes
+from mgpu_llm.chronicle import Chronicle
+from mgpu_llm.core import launch
+from mgpu_llm.core.effects import (
+    EngineEffect,
+    KillEngine,
+    ProbeCompletion,
+    ProbeHealth,
+    SpawnEngine,
+    TakeStacks,
+    TerminateEngine,
+)
+from mgpu_llm.core.events import (
+    CompletionProbed,
+    EngineGone,
+    EngineSpawnFailed,
+    Event,
+    HealthProbed,
+    StacksTaken,
+)
+from mgpu_llm.core.launch import Server
+from mgpu_llm.observer import Observer
+
+#: A look at the stacks is given up after this: the judgement waits for it a little longer, and not much.
+STACKS_WITHIN_S: Final = 6.0
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outside:
+    """Everything about the engine that the loop reaches the world through. `server` and `environment` are what every launch
+    starts from, `url` is where the engine shall listen."""
+
+    server: Server
+    url: str
+    environment: Mapping[str, str]
+    engine: EngineProcess
+    observer: Observer
+    probes: Probes
+    chronicle: Chronicle
+    kill_deadline_s: float
+    #: The Unix socket on which the engine listens, if it does: vLLM does not remove one that a killed engine left.
+    engine_socket: Path | None
+    #: Why the engine could not listen where it shall, "" if it could. May take a second.
+    address_trouble: Callable[[], str]
+
+
+class Performer:
+    """`emit` takes the answers, `clock` gives monotonic seconds, `loading` tells whether the engine is not yet serving."""
+
+    def __init__(
+        self, outside: Outside, clock: Callable[[], float], emit: Callable[[Event], None], loading: Callable[[], bool]
+    ) -> None:
+        self._outside = outside
+        self._clock = clock
+        self._emit = emit
+        self._loading = loading
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watch: asyncio.Task[None] | None = None
+
+    async def carry_out(self, effect: EngineEffect) -> None:
+        """Begin to do it, or do it where it takes no time."""
+        match effect:
+            case SpawnEngine():
+                await self._spawn(effect)
+            case TerminateEngine():
+                self._outside.engine.terminate()
+            case KillEngine():
+                self.start(self._kill(effect.attempt))
+            case TakeStacks():
+                self.start(self._take_stacks(effect.attempt))
+            case ProbeHealth():
+                self.start(self._probe_health(effect.attempt))
+            case ProbeCompletion():
+                self.start(self._probe_completion(effect.attempt))
+            case _ as unreachable:
+                assert_never(unreachable)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Work beside the loop, whose failure `raise_failures` tells."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        return task
+
+    def raise_failures(self) -> None:
+        """Raise what a task of ours has failed with: the daemon would be blind or deaf without it."""
+        for task in [task for task in self._tasks if task.done()]:
+            self._tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+
+    async def cancel(self) -> None:
+        """End all that goes on beside the loop."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _spawn(self, effect: SpawnEngine) -> None:
+        outside = self._outside
+        visible = effect.launch.gpus or ()
+        await outside.observer.remember(visible)
+        argv = launch.argv(outside.server, effect.launch)
+        environment = launch.environment(outside.environment, effect.launch)
+        log.info("engine.command", attempt=effect.attempt, argv=launch.shown(argv))
+        # Two servers of one user may share a port (vLLM up to 0.20 sets SO_REUSEPORT): the other would get our probes.
+        if why := await asyncio.to_thread(outside.address_trouble):
+            reason = f"cannot listen on {outside.url}: {why}; free it, or set another engine.port"
+            self._emit(EngineSpawnFailed(at=self._clock(), attempt=effect.attempt, reason=reason, hopeless=False))
+            return
+        if outside.engine_socket is not None:
+            outside.engine_socket.unlink(missing_ok=True)
+        await outside.engine.spawn(effect.attempt, argv, environment)
+        self._watch = self.start(outside.observer.watch(effect.attempt, visible, outside.engine.sample, self._loading))
+
+    async def _kill(self, attempt: int) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._outside.engine.running:
+            await self._outside.engine.kill(self._outside.kill_deadline_s)
+        else:
+            # It never came to be: nothing has to be ended, and the state machine waits for exactly this word.
+            self._emit(EngineGone(at=self._clock(), attempt=attempt))
+
+    async def _take_stacks(self, attempt: int) -> None:
+        seen, unobserved = await stacks.take(self._outside.engine.pids(), STACKS_WITHIN_S)
+        self._emit(StacksTaken(at=self._clock(), attempt=attempt, stacks=seen, unobserved=unobserved))
+
+    async def _probe_health(self, attempt: int) -> None:
+        answer = await self._outside.probes.health()
+        self._emit(HealthProbed(at=self._clock(), attempt=attempt, healthy=answer.good, detail=answer.detail))
+
+    async def _probe_completion(self, attempt: int) -> None:
+        answer = await self._outside.probes.completion()
+        self._emit(
+            CompletionProbed(
+                at=self._clock(), attempt=attempt, served=answer.good, detail=answer.detail, hopeless=answer.hopeless
+            )
+        )
