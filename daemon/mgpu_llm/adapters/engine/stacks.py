@@ -76,9 +76,11 @@ async def take(
 
 async def _look_in_turn(pid: int, spies: py_spy.Spies, slots: asyncio.Semaphore, end: float) -> _Look:
     async with slots:
-        process = await aside(lambda: _process(pid), SLOW_S)
+        process = await aside(lambda: _process(pid), max(SLOW_S, end - time.monotonic()))
         if process is None:
-            return _Look()
+            return _Look(who=f"pid {pid}", trouble=py_spy.NO_ANSWER)
+        if isinstance(process, _Look):
+            return process
         left_s = end - time.monotonic()
         if left_s <= 0:
             return _without_python(process, "no time was left for it")
@@ -88,13 +90,15 @@ async def _look_in_turn(pid: int, spies: py_spy.Spies, slots: asyncio.Semaphore,
     return await look or _without_python(process, py_spy.NO_ANSWER)
 
 
-def _process(pid: int) -> _Process | None:
-    """None for one that has ended."""
+def _process(pid: int) -> _Process | _Look:
+    """An empty look for one that has ended."""
     stat = read_stat(pid)
     if stat is None or not stat.alive:
-        return None
+        return _Look()
     try:
         program = (PROC / str(pid) / "exe").readlink()
+    except FileNotFoundError:  # it has let go of its memory already, and ends
+        return _Process(stat=stat, python=False)
     except OSError:
         return _Process(stat=stat, python=None)
     return _Process(stat=stat, python=program.name.startswith(("python", "pypy")))
