@@ -27,11 +27,15 @@ RECORDINGS: Final = ROOT / "tests/data/recordings"
 #: Where things seem to lie in a recording: not where its maker has them.
 REWRITES: Final = {
     str(WORK / "models"): "/srv/models",
+    str(WORK / "run/disk"): "/srv/models",
+    str(WORK / "run/network"): "/srv/models/toy",
+    str(WORK / "run/toy"): "/srv/models/toy",
     str(WORK): "/var/lib/vllm",
     str(ENGINE_PYTHON.parents[1].resolve()): "/opt/vllm",
     str(ENGINE_PYTHON.parents[1]): "/opt/vllm",
     str(ENGINE_PYTHON.parents[1].resolve().parent): "/opt/mgpu-llm",
     str(ROOT): "/opt/mgpu-llm",
+    str(ENGINE_PYTHON.resolve().parents[1]): "/usr",
 }
 BIG: Final = {"hidden": 1024, "intermediate": 4096, "layers": 18, "heads": 8, "kv_heads": 2}
 MODELS: Final = {"toy": Shape(), "one-shard": Shape(**BIG, shards=1), "nine-shards": Shape(**BIG, shards=9)}
@@ -70,7 +74,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     ),
     "cpu-tp1-eager": Scenario(tensor_parallel=1),
     "cpu-tp2-busy-cores": Scenario(surroundings=around.busy_cores(4), limit_s=400.0),
-    "cpu-tp2-little-memory": Scenario(model="one-shard", surroundings=around.little_memory(3000 * MIB)),
+    "cpu-tp2-little-memory": Scenario(model="one-shard", surroundings=around.little_memory(2300 * MIB)),
     "cpu-tp2-paused": Scenario(
         model="nine-shards", surroundings=around.cold_cache, fault=f"sigstop-for:5:Worker_TP1@{FIRST_SHARD}"
     ),

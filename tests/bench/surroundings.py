@@ -60,23 +60,45 @@ def cold_cache(place: Place) -> Iterator[Change]:
 
 
 def slow_disk(bytes_per_s: int, stops_after_s: float | None = None) -> Surroundings:
-    """The model comes from a disk of that speed and out of no cache. The change's `run` stops the disk after so long."""
+    """The model lies on a disk of its own, out of every cache, that reads at that speed. The change's `run` stops the disk
+    after so long."""
 
     @contextlib.contextmanager
     def surroundings(place: Place) -> Iterator[Change]:
-        drop_pages(place.model)
-        number = place.model.stat().st_dev
-        device = f"{os.major(number)}:{os.minor(number)}"
-        with cgroup("blkio") as group:
+        with own_disk(place) as (model, device), cgroup("blkio") as group:
             limit = group / "blkio.throttle.read_bps_device"
             limit.write_text(f"{device} {bytes_per_s}")
             stop = f"sleep {stops_after_s}; echo '{device} 1' > {limit}" if stops_after_s is not None else ""
             try:
-                yield Change(model=place.model, before=entering(group), run=stop)
+                yield Change(model=model, before=entering(group), run=stop)
             finally:
                 limit.write_text(f"{device} 0")  # what still waits for the disk can end
 
     return surroundings
+
+
+@contextlib.contextmanager
+def own_disk(place: Place) -> Iterator[tuple[Path, str]]:
+    """A copy of the model on a loop device with nothing else on it, and the device's numbers: when the disk of everything
+    is slowed down, the engine's imports are what takes long."""
+    image, mountpoint = place.folder / "disk.img", place.folder / "disk"
+    size = sum(path.stat().st_size for path in place.model.iterdir())
+    with image.open("wb") as file:
+        file.truncate(size + size // 10 + 64 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+    mountpoint.mkdir()
+    subprocess.run(["mount", "-o", "loop", str(image), str(mountpoint)], check=True)
+    try:
+        model = mountpoint / place.model.name
+        shutil.copytree(place.model, model)
+        os.sync()
+        drop_pages(model)
+        number = model.stat().st_dev
+        yield model, f"{os.major(number)}:{os.minor(number)}"
+    finally:
+        subprocess.run(["umount", str(mountpoint)], check=True)
+        mountpoint.rmdir()
+        image.unlink()
 
 
 def little_memory(limit_bytes: int) -> Surroundings:
