@@ -15,7 +15,7 @@ from mgpu_llm.adapters import journal
 from mgpu_llm.adapters.console import Console, live_line
 from mgpu_llm.core.status import Count
 from tests.ctl.daemons import wait_for
-from tests.ctl.samples import BACKOFF, FAILED, SERVING, STARTING, STOPPED
+from tests.ctl.samples import BACKOFF, FAILED, LOADING, SERVING, STARTING, STOPPED
 from tests.ctl.terminal import Terminal, terminal
 
 
@@ -34,12 +34,23 @@ def console_on(screen: Terminal) -> Iterator[Console]:
 
 
 def test_the_live_line_says_phase_shards_seconds_attempt_and_rung() -> None:
-    assert live_line(STARTING).plain == ("weights  shards [######..........] 3/8  41 s  attempt 2  rung p2p-off")
+    assert live_line(STARTING).plain == ("weights  shards [###.......] 3/8  41 s  attempt 2  rung p2p-off")
     assert live_line(replace(STARTING, shards=None, quiet_s=12.4, rung="base")).plain == (
         "weights  41 s  quiet for 12 s  attempt 2  rung base"
     )
-    assert "graphs [################] 35/35" in live_line(replace(STARTING, graphs=Count(done=35, total=35))).plain
-    assert "graphs [................] 0/0" in live_line(replace(STARTING, graphs=Count(done=0, total=0))).plain
+    assert "graphs [##########] 35/35" in live_line(replace(STARTING, graphs=Count(done=35, total=35))).plain
+    assert "graphs [..........] 0/0" in live_line(replace(STARTING, graphs=Count(done=0, total=0))).plain
+
+
+def test_the_live_line_of_a_load_says_percent_rate_and_what_is_left_in_80_columns() -> None:
+    line = live_line(LOADING).plain
+    assert line == "weights  [###.......] 38 %  120 MB/s  ~9 min left  230 s  attempt 1  rung base"
+    assert len(line) <= 80
+    assert "  ~42 s left  " in live_line(replace(LOADING, left_s=42.0)).plain
+    compiling = live_line(replace(LOADING, phase="compile", weights_percent=100.0)).plain
+    assert compiling == "compile  ~9 min left  230 s  attempt 1  rung base"
+    unknown = replace(LOADING, weights_percent=None, weights_bytes_per_s=None, left_s=None)
+    assert live_line(unknown).plain == "weights  shards [###.......] 3/8  230 s  attempt 1  rung base"
 
 
 def test_the_live_line_of_the_other_states_says_the_state() -> None:
@@ -61,7 +72,7 @@ def test_log_lines_print_above_the_live_line_which_stays_one_line_at_the_bottom(
             expected += [plain[at : at + 70].rstrip() for at in range(0, len(plain.rstrip()), 70)]
         wait_for(lambda: screen.text.endswith("rung p2p-off") and "line 19" in screen.text, "the last line")
         assert screen.screen.lines[:-1] == expected
-        assert screen.screen.lines[-1] == "weights  shards [######..........] 3/8  19 s  attempt 2  rung p2p-off"
+        assert screen.screen.lines[-1] == "weights  shards [###.......] 3/8  19 s  attempt 2  rung p2p-off"
         assert screen.screen.cursor_visible
 
 
@@ -85,7 +96,7 @@ def test_on_a_narrow_terminal_the_live_line_is_cut_and_never_wraps() -> None:
         wait_for(lambda: "log" in screen.text, "the log line")
         first, second = screen.screen.lines
     assert first == "log"
-    assert second.startswith("weights  shards [####")
+    assert second.startswith("weights  shards [###..")
     assert len(second) <= 24
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mgpu_llm.core.status import AttemptStatus, Count, GpuStatus, RungStatus, Status
+from mgpu_llm.core.status import AttemptStatus, Count, GpuStatus, PhaseStatus, RungStatus, Status
 
 GPUS = (
     GpuStatus(uuid="GPU-11111111-aaaa", used_bytes=2 * 2**30, utilisation_percent=100),
@@ -58,6 +58,56 @@ STARTING = Status(
     processes=4,
     lines_dropped=0,
     attempts=(STALLED, RUNNING),
+)
+_USUAL = {
+    "boot": 21.0,
+    "distributed-init": 6.0,
+    "weights": 540.0,
+    "compile": 74.0,
+    "kv-cache": 3.0,
+    "warm-up": 42.0,
+    "api": 1.5,
+}
+_TOOK = {"boot": 22.0, "distributed-init": 6.25, "weights": 203.0}
+_PATIENCE = {"distributed-init": 35.0, "weights": 8.0, "compile": 120.0}
+PHASES = tuple(
+    PhaseStatus(
+        name=name,
+        standing="current" if name == "weights" else "done" if name in _TOOK else "to-come",
+        took_s=_TOOK.get(name),
+        usual_s=usual_s,
+        percent=38.4 if name == "weights" else None,
+        patience_s=_PATIENCE.get(name, 60.0),
+        learnt=name == "distributed-init",
+    )
+    for name, usual_s in _USUAL.items()
+)
+EIGHT_GPUS = tuple(
+    GpuStatus(
+        uuid=f"GPU-{number}a2b3c4d-7d1e-4b6f-9a5c-0123456789ab",
+        used_bytes=number * 2**33 + 2**30,
+        utilisation_percent=100 - number,
+        total_bytes=85_520_809_984,
+    )
+    for number in range(8)
+)
+#: As a daemon that knows the host tells of the first attempt: on eight GPUs, 38 % of the weights are in.
+LOADING = replace(
+    STARTING,
+    headline="loading: weights 38 %, 230 s, attempt 1 on rung base",
+    attempt=1,
+    rung="base",
+    changes=(),
+    cost="",
+    elapsed_s=230.0,
+    patience_s=8.0,
+    gpus=EIGHT_GPUS,
+    processes=12,
+    attempts=(replace(RUNNING, number=1, rung="base", duration_s=230.0),),
+    phases=PHASES,
+    weights_percent=38.4,
+    weights_bytes_per_s=120.4e6,
+    left_s=545.0,
 )
 SERVING = replace(
     STARTING,

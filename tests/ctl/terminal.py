@@ -7,6 +7,7 @@ import re
 import struct
 import termios
 import threading
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fcntl import ioctl
@@ -16,7 +17,8 @@ CONTROL: Final = re.compile(r"\x1b\[(\??)(\d*(?:;\d+)*)([A-Za-z])")
 
 
 class Screen:
-    """Rows of characters that obey what rich sends: cursor up, erase line, carriage return, wrapping at the edge.
+    """Rows of characters that obey what rich sends: cursor up, erase line, carriage return, wrapping at the edge, home,
+    and the other screen, which is empty when it is entered and forgotten when it is left.
 
     Rows never scroll away, so all that was ever printed can be looked at. An unknown sequence fails the test.
     """
@@ -27,6 +29,7 @@ class Screen:
         self.row = 0
         self.column = 0
         self.cursor_visible = True
+        self.left: tuple[list[list[str]], int, int] | None = None
 
     def feed(self, text: str) -> None:
         at = 0
@@ -54,9 +57,10 @@ class Screen:
                 self._down()
                 self.column = 0
             row = self.rows[self.row]
-            row += [" "] * (self.column + 1 - len(row))
-            row[self.column] = char
-            self.column += 1
+            wide = unicodedata.east_asian_width(char) in "WF"
+            row += [" "] * (self.column + 1 + wide - len(row))
+            row[self.column : self.column + 1 + wide] = [char, ""] if wide else [char]
+            self.column += 1 + wide
 
     def _down(self) -> None:
         self.row += 1
@@ -67,6 +71,14 @@ class Screen:
         match private, given, verb:
             case "?", "25", _:
                 self.cursor_visible = verb == "h"
+            case "?", "1049", "h":
+                self.left = self.rows, self.row, self.column
+                self.rows, self.row, self.column = [[]], 0, 0
+            case "?", "1049", "l":
+                assert self.left, "the other screen is left and was not entered"
+                (self.rows, self.row, self.column), self.left = self.left, None
+            case "", "", "H":
+                self.row = self.column = 0
             case "", _, "A":
                 self.row = max(0, self.row - int(given or 1))
             case "", "2", "K":

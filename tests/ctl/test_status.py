@@ -80,9 +80,8 @@ def test_a_healthy_service_has_neither_cost_nor_advice_nor_hints(tmp_path: Path)
 def test_a_start_shows_its_phase_shards_silence_engine_and_gpus(tmp_path: Path) -> None:
     page = shown(tmp_path, replace(STARTING, lines_dropped=7))
     assert "Phase: weights, shards 3/8\n" in page
-    assert "Quiet: nothing has moved for 2.2 s; after 20 s the attempt counts as stalled\n" in page
-    assert "Attempt: 2 on rung p2p-off\n" in page
-    assert "Engine: pid 4711, 4 processes, 7 lines of its output dropped\n" in page
+    assert "Quiet: nothing has moved for 2.2 s; after 20 s a stall is suspected\n" in page
+    assert "Attempt: 2 on rung p2p-off, pid 4711, 4 processes, 7 lines of its output dropped\n" in page
     assert "GPUs: GPU-11111111-aaaa  2.0 GiB used  100 % busy\n" in page
     assert "           GPU-22222222-bbbb  1.5 GiB used\n" in page
     assert "http://127.0.0.1:8000 (not served yet)" in page
@@ -178,7 +177,7 @@ def test_an_encoding_without_the_bullet_gets_a_star(tmp_path: Path) -> None:
             check=True,
             timeout=DEADLINE_S,
         )
-    assert done.stdout.decode("latin-1").splitlines()[0] == "* mgpu-llm - modèle-\\u6a21\\u578b"
+    assert done.stdout.decode("latin-1").splitlines()[0] == "* mgpu-llm 0.1.0 - modèle-\\u6a21\\u578b"
 
 
 def test_the_socket_can_be_named_in_the_environment(tmp_path: Path) -> None:

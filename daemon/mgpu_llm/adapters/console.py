@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mgpu_llm.core.status import Count, Status
 
-BAR_CELLS = 16
+BAR_CELLS = 10
 STYLES = {"ready": "green", "failed": "red", "stopped": "dim"}
 
 
@@ -80,10 +80,11 @@ class Console:
 
 
 def live_line(status: Status) -> Text:
-    """State or phase, shards, seconds, attempt and rung, cut at the terminal's edge: a line that wraps cannot be redrawn."""
+    """State or phase, how far it is, seconds, attempt and rung, cut at the terminal's edge: a line that wraps cannot be
+    redrawn. Only ASCII is added to what the config names: the terminal may speak nothing else."""
     words = [status.phase if status.state == "starting" else status.state]
     if status.state == "starting":
-        words += [f"{name} {_bar(count)}" for name, count in _counts(status)]
+        words += _progress(status)
     if status.retry_in_s is not None:
         words += [f"next attempt in {status.retry_in_s:.0f} s"]
     if status.elapsed_s > 0:
@@ -95,16 +96,32 @@ def live_line(status: Status) -> Text:
     if status.degraded:
         words += ["degraded"]
     style = "yellow" if status.degraded else STYLES.get(status.state, "cyan")
-    line = Text(no_wrap=True, overflow="ellipsis", end="")
+    line = Text(no_wrap=True, overflow="crop", end="")
     line.append(words[0], style=f"bold {style}")
     return line.append("".join(f"  {word}" for word in words[1:]))
 
 
+def _progress(status: Status) -> list[str]:
+    """How far the phase is; of the weights as percent and rate where the daemon knows them; and what is left of it all."""
+    if status.phase == "weights" and status.weights_percent is not None:
+        words = [f"{_bar(status.weights_percent / 100)} {status.weights_percent:.0f} %"]
+    else:
+        words = [
+            f"{name} {_bar(count.done / max(count.total, 1))} {count.done}/{count.total}"
+            for name, count in _counts(status)
+        ]
+    if status.phase == "weights" and status.weights_bytes_per_s is not None:
+        words += [f"{status.weights_bytes_per_s / 1e6:.0f} MB/s"]
+    if (left_s := status.left_s) is not None:
+        words += [f"~{left_s / 60:.0f} min left" if left_s >= 90 else f"~{left_s:.0f} s left"]
+    return words
+
+
 def _counts(status: Status) -> list[tuple[str, Count]]:
-    counts = (("shards", status.shards), ("graphs", status.graphs))
+    counts = (("shards", status.shards if status.phase == "weights" else None), ("graphs", status.graphs))
     return [(name, count) for name, count in counts if count is not None]
 
 
-def _bar(count: Count) -> str:
-    filled = BAR_CELLS * min(count.done, count.total) // count.total if count.total > 0 else 0
-    return f"[{'#' * filled}{'.' * (BAR_CELLS - filled)}] {count.done}/{count.total}"
+def _bar(share: float) -> str:
+    filled = int(BAR_CELLS * min(max(share, 0.0), 1.0))
+    return f"[{'#' * filled}{'.' * (BAR_CELLS - filled)}]"

@@ -9,7 +9,7 @@ import click
 from mgpu_llm.ctl import exits
 from mgpu_llm.ctl.client import Client
 from mgpu_llm.ctl.layout import attempts_lines
-from mgpu_llm.ctl.words import page
+from mgpu_llm.ctl.words import page, say
 
 
 @click.command("attempts")
@@ -19,10 +19,10 @@ def command(client: Client, *, as_json: bool) -> int:
     """Each run of the engine, why it ended, and what to do."""
     if as_json:
         with client.making_sense():
-            click.echo(json.dumps({"attempts": client.status_document()["attempts"]}, indent=2))
+            say(json.dumps({"attempts": client.status_document()["attempts"]}, indent=2))
         return exits.DONE
     attempts = client.status().attempts
     with client.making_sense():
         lines = attempts_lines(attempts, page())
-    click.echo("\n".join(lines))
+    say("\n".join(lines))
     return exits.DONE

@@ -10,7 +10,7 @@ from mgpu_llm.control_api import rung_to_json
 from mgpu_llm.ctl import exits
 from mgpu_llm.ctl.client import Client
 from mgpu_llm.ctl.layout import ladder_lines
-from mgpu_llm.ctl.words import page
+from mgpu_llm.ctl.words import page, say
 
 
 @click.command("ladder")
@@ -22,5 +22,5 @@ def command(client: Client, *, as_json: bool) -> int:
     with client.making_sense():
         document = {"rungs": [rung_to_json(rung) for rung in rungs]}
         text = json.dumps(document, indent=2) if as_json else "\n".join(ladder_lines(rungs, page()))
-    click.echo(text)
+    say(text)
     return exits.DONE

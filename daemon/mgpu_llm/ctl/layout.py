@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mgpu_llm.core.status import AttemptStatus, RungStatus, Status
-from mgpu_llm.ctl.words import Page, columns, plain, size, span
+from mgpu_llm.ctl.gpus import gpu_lines
+from mgpu_llm.ctl.load import phase_words, phases_table, quiet_words
+from mgpu_llm.ctl.words import Page, columns, plain, span
 
 #: Attempts that ended in these ways have a cause that somebody should read.
 FAILURES = frozenset({"stalled", "crashed", "refused", "died"})
@@ -35,7 +37,7 @@ NEXT_DEGRADED = (
 def status_lines(status: Status, page: Page) -> list[str]:
     degraded = status.degraded and status.state == "ready"
     colour = "yellow" if degraded else COLOURS.get(status.state, "yellow")
-    lines = [f"{page.paint(page.bullet, colour)} mgpu-llm - {plain(status.model)}"]
+    lines = [f"{page.paint(page.bullet, colour)} mgpu-llm {plain(status.version)} - {plain(status.model)}"]
     state = f"{status.state}, degraded (rung {status.rung})" if degraded else status.state
     lasting = f" for {span(status.elapsed_s)}" if status.elapsed_s > 0 else ""
     lines += [f"{'State':>{LABEL}}: {page.paint(plain(state), colour, bold=True)}{lasting}"]
@@ -43,70 +45,33 @@ def status_lines(status: Status, page: Page) -> list[str]:
     if status.state not in ("stopped", "failed"):
         lines += _field("Cost", page.wrap(status.cost, LABEL + 2))
         lines += _field("Changes", [plain(change) for change in status.changes])
-    lines += _engine_fields(status)
-    lines += _field("GPUs", _gpus(status))
-    lines += _field("Daemon", [f"mgpud {plain(status.version)}"])
+    lines += _engine_fields(status, page)
+    lines += _field("GPUs", gpu_lines(status, page, LABEL + 2))
     lines += _failures(status, page)
     return lines + _next(status, page)
 
 
-def _engine_fields(status: Status) -> list[str]:
+def _engine_fields(status: Status, page: Page) -> list[str]:
     if status.state in ("stopped", "failed"):
         return _field("URL", [f"{plain(status.url)} (not served)"])
     lines = _field("URL", [plain(status.url) if status.state == "ready" else f"{plain(status.url)} (not served yet)"])
-    lines += _field("Attempt", [f"{status.attempt} on rung {plain(status.rung)}"])
+    attempt = [f"{status.attempt} on rung {plain(status.rung)}"]
     if status.pid is not None:
-        dropped = f", {status.lines_dropped} lines of its output dropped" if status.lines_dropped else ""
-        lines += _field("Engine", [f"pid {status.pid}, {_plural(status.processes, 'process', 'processes')}{dropped}"])
+        attempt += [f"pid {status.pid}, {_plural(status.processes, 'process', 'processes')}"]
+        attempt += [f"{status.lines_dropped} lines of its output dropped"] if status.lines_dropped else []
+    lines += _field("Attempt", page.wrap(", ".join(attempt), LABEL + 2))
     if status.retry_in_s is not None:
         lines += _field("Retry", [f"in {span(status.retry_in_s)}"])
-    if status.state == "starting":
-        lines += _field("Phase", [", ".join([plain(status.phase), *progress(status)])])
-        lines += _field("Quiet", [quiet] if (quiet := quiet_words(status)) else [])
-    return lines
+    return lines + (_load_fields(status, page) if status.state == "starting" else [])
 
 
-def progress(status: Status) -> list[str]:
-    """What can be counted of the phase: "shards 3/8"."""
-    counts = (("shards", status.shards), ("graphs", status.graphs))
-    return [f"{name} {count.done}/{count.total}" for name, count in counts if count is not None]
-
-
-def steps(status: Status) -> str:
-    """Where it has come to, in words that change in steps: with a clock in them every question would be news."""
-    words = [status.state]
-    if status.state in ("starting", "ready"):
-        words += [f"attempt {status.attempt} on rung {status.rung}"]
-    if status.state == "starting":
-        words += [status.phase, *progress(status)]
-    if status.degraded and status.state == "ready":
-        words += ["degraded"]
-    return plain(", ".join(words))
-
-
-def quiet_words(status: Status) -> str:
-    if status.quiet_s is None:
-        return ""
-    if status.patience_s is None:
-        return f"nothing has moved for {span(status.quiet_s)}"
-    return (
-        f"nothing has moved for {span(status.quiet_s)}; after {span(status.patience_s)} the attempt counts as stalled"
-    )
-
-
-def _gpus(status: Status) -> list[str]:
-    if not status.gpus and status.gpus_unobserved:
-        return [f"not observed: {plain(status.gpus_unobserved)}"]
-    rows = [
-        (
-            gpu.uuid,
-            f"{size(gpu.used_bytes)} used",
-            "" if (busy := gpu.utilisation_percent) is None else f"{busy} % busy",
-        )
-        for gpu in status.gpus
-    ]
-    stale = [f"not observed now: {plain(status.gpus_unobserved)}"] if status.gpus_unobserved else []
-    return columns(rows) + stale
+def _load_fields(status: Status, page: Page) -> list[str]:
+    lines = _field("Phase", [page.paint(phase_words(status), bold=True)])
+    suspicion = page.wrap(status.suspicion.removeprefix("suspected: "), LABEL + 2)
+    lines += _field("Suspicion", [page.paint(line, "yellow") for line in suspicion])
+    if not suspicion:  # which tells the quiet too
+        lines += _field("Quiet", page.wrap(quiet_words(status), LABEL + 2))
+    return lines + _field("Phases", phases_table(status, page))
 
 
 def _failures(status: Status, page: Page) -> list[str]:

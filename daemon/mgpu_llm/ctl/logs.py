@@ -7,7 +7,7 @@ import click
 from mgpu_llm.control_api import MOST_LINES
 from mgpu_llm.ctl import exits
 from mgpu_llm.ctl.client import Client
-from mgpu_llm.ctl.words import plain
+from mgpu_llm.ctl.words import plain, say
 
 
 @click.command("logs")
@@ -17,7 +17,7 @@ def command(client: Client, *, count: int) -> int:
     """The engine's last lines of output, oldest first."""
     lines = client.engine_lines(count)
     if lines:
-        click.echo("\n".join(plain(line) for line in lines))
+        say("\n".join(plain(line) for line in lines))
     else:
         click.echo("mgpuctl: the engine has printed nothing yet", err=True)
     return exits.DONE

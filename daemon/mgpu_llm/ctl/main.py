@@ -16,13 +16,13 @@ from mgpu_llm.ctl import exits
 from mgpu_llm.ctl.client import Client, Failure
 from mgpu_llm.ctl.words import plain
 
-VERBS = ("status", "attempts", "ladder", "logs", "start", "stop", "restart")
+VERBS = ("status", "attempts", "ladder", "logs", "start", "stop", "restart", "replay")
 
 EXIT_CODES = """\b
 Exit codes:
   0  done; status: the model is served
   1  status: not served yet, but the daemon works on it
-  2  the command line is wrong
+  2  the command line is wrong; replay: the file is no recording
   3  no daemon answers on the socket
   4  not allowed to use the socket
   5  no answer in 5 s, or not one of a mgpud
@@ -79,7 +79,7 @@ def main() -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A model's name may hold characters that this terminal's encoding lacks.
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", encoding="ascii" if _ascii_only(stream) else None)
     try:
         result = cli.main(prog_name="mgpuctl", standalone_mode=False)
     except Failure as failure:
@@ -94,6 +94,17 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 - a fault of ours must reach an operator as one line too
         return _said(f"a fault in mgpuctl itself: {type(error).__name__}: {error}; please report it", exits.FAULT)
     return result if isinstance(result, int) else exits.DONE
+
+
+def _ascii_only(stream: io.TextIOWrapper) -> bool:
+    """A terminal whose user has asked for the locale C: Python writes UTF-8 there too (PEP 538, PEP 540), and it would
+    show as garbage. Where nothing is set, as in most containers, nothing was asked for."""
+    if not stream.isatty() or os.environ.get("PYTHONIOENCODING") or os.environ.get("PYTHONUTF8"):
+        return False
+    category = os.environ.get("LC_CTYPE", "")
+    coerced = category == "C.UTF-8"  # what PEP 538 makes of LANG=C, in our own environment
+    asked = os.environ.get("LC_ALL") or ("" if coerced else category) or os.environ.get("LANG")
+    return asked in ("C", "POSIX")
 
 
 def _said(message: str, code: int) -> int:

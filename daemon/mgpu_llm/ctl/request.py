@@ -10,8 +10,8 @@ import click
 from mgpu_llm.core.status import Status
 from mgpu_llm.ctl import exits
 from mgpu_llm.ctl.client import Client, Failure
-from mgpu_llm.ctl.layout import steps
-from mgpu_llm.ctl.words import one_line, plain, span
+from mgpu_llm.ctl.load import steps
+from mgpu_llm.ctl.words import one_line, plain, say, span
 
 POLL_S = 0.5
 #: The daemon takes a request up in its next pass. If nothing has changed after this long, nothing is going to.
@@ -23,7 +23,7 @@ WANTED = {"start": "ready", "stop": "stopped", "restart": "ready"}
 
 def carry_out(client: Client, verb: str, *, wait: bool) -> int:
     before = client.status() if wait else None
-    click.echo(plain(client.ask_for(verb)))
+    say(plain(client.ask_for(verb)))
     if before is None:
         return exits.DONE
     try:

@@ -10,7 +10,7 @@ from mgpu_llm.control_api import status_from_json
 from mgpu_llm.ctl import exits
 from mgpu_llm.ctl.client import Client
 from mgpu_llm.ctl.layout import status_lines
-from mgpu_llm.ctl.words import page
+from mgpu_llm.ctl.words import page, say
 
 
 @click.command("status")
@@ -29,5 +29,5 @@ def command(client: Client, *, as_json: bool, watch: bool) -> int:
     with client.making_sense():
         status = status_from_json(document)
         text = json.dumps(document, indent=2) if as_json else "\n".join(status_lines(status, page()))
-    click.echo(text)
+    say(text)
     return exits.of_state(status.state)

@@ -1,7 +1,9 @@
-"""mgpuctl status --watch: the status page, drawn anew twice a second, until Ctrl-C."""
+"""mgpuctl status --watch: the load in bars, or the status page, drawn anew twice a second, until Ctrl-C."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -11,9 +13,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from mgpu_llm.ctl import exits
+from mgpu_llm.core.status import Status
+from mgpu_llm.ctl import bars, exits
 from mgpu_llm.ctl.client import Client, Failure
-from mgpu_llm.ctl.layout import status_lines, steps
+from mgpu_llm.ctl.layout import status_lines
+from mgpu_llm.ctl.load import steps
 from mgpu_llm.ctl.words import page, plain
 
 EVERY_S = 0.5
@@ -21,11 +25,11 @@ EVERY_S = 0.5
 
 def watch_status(client: Client) -> int:
     """Survives the daemon: while none answers it says so, and goes on asking."""
+    console = Console(file=sys.stdout, highlight=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminal must be given back as it was
     try:
-        if sys.stdout.isatty():
-            console = Console(file=sys.stdout, highlight=False)
-            with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
-                _repeat(lambda: live.update(Text.from_ansi(_page(client)), refresh=True))
+        if sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
+            _draw(client, console)
         else:
             _repeat(_Steps(client).show)
     except KeyboardInterrupt:
@@ -38,13 +42,63 @@ def _repeat(show: Callable[[], None]) -> NoReturn:
         time.sleep(EVERY_S)
 
 
-def _page(client: Client) -> str:
+def _draw(client: Client, console: Console) -> NoReturn:
+    """On the terminal's other screen, cell over cell: nothing flickers, nothing is left over when its size changes."""
+    picture = _Picture(client, console)
+    live = Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+
+    def step_aside(*_: object) -> None:  # Ctrl-Z: the shell wants its own screen, with a cursor
+        live.stop()
+        signal.raise_signal(signal.SIGSTOP)
+        live.start(refresh=True)
+
+    signal.signal(signal.SIGTSTP, step_aside)
     try:
-        status = client.status()
-        with client.making_sense():
-            return "\n".join(status_lines(status, page()))
-    except Failure as failure:
-        return f"mgpuctl: {plain(failure.message)}\n\n(asking again every {EVERY_S:g} s, end with Ctrl-C)"
+        with live:
+            _repeat(lambda: live.update(picture.now(), refresh=True))
+    finally:
+        console.print(picture.last)
+
+
+class _Picture:
+    """What is on the screen; `last` remains for the scrollback when the other screen is gone."""
+
+    def __init__(self, client: Client, console: Console) -> None:
+        self._client = client
+        self._console = console
+        self.last = Text()
+
+    def now(self) -> Text:
+        # Measured on our own stream, each time: rich looks at standard input first, which may be elsewhere.
+        size = os.get_terminal_size(sys.stdout.fileno())
+        width, height = size.columns or 80, size.lines or 24
+        self._console.size = (width, height)
+        try:
+            status = self._client.status()
+            with self._client.making_sense():
+                lines, whole = _lines(status, width, height)
+        except Failure as failure:
+            lines = [f"mgpuctl: {plain(failure.message)}", "", f"(asking again every {EVERY_S:g} s, end with Ctrl-C)"]
+            whole = False
+        self.last = self._fitted("\n".join(lines), height, whole=whole)
+        return self.last
+
+    def _fitted(self, text: str, height: int, *, whole: bool) -> Text:
+        """As many lines as there is room for; lines of a picture are cut at the edge, those of a page go on below."""
+        shown = Text.from_ansi(page().shown(text))
+        lines = list(
+            shown.wrap(self._console, self._console.width, overflow="crop" if whole else "fold", no_wrap=whole)
+        )
+        if len(lines) > height:
+            lines[height - 1 :] = [Text(f"({len(lines) - height + 1} more lines: mgpuctl status)")]
+        return Text("\n").join(lines)
+
+
+def _lines(status: Status, width: int, height: int) -> tuple[list[str], bool]:
+    """The lines, and whether they are a picture."""
+    if status.state == "starting" and status.phases:
+        return bars.load_lines(status, bars.Canvas(page=page(), width=width, height=height)), True
+    return status_lines(status, page()), False
 
 
 class _Steps:
