@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DEV_STAMP := $(VENV)/.complete
 
-.PHONY: help dev run demo check test install uninstall clean
+.PHONY: help dev run demo check bench-heartbeat test install uninstall clean
 .DELETE_ON_ERROR:
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo 'make dev        what both need: .venv (mgpud, mgpuctl) and .engine (vLLM for CPU)'
 	@echo 'make check      format, lint, types, layers, core and config tests: under a minute'
 	@echo 'make test       every test, the real vLLM and a real systemd included (root)'
+	@echo 'make bench-heartbeat   how soon stalls are noticed, beside other rules, over recorded starts: a minute'
 	@echo 'make install    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) PYTHON=python3   make uninstall   PURGE=1 removes the config too'
 
 $(DEV_STAMP): packaging/requirements/dev.txt packaging/requirements/daemon.txt pyproject.toml
@@ -40,6 +41,9 @@ check: $(DEV_STAMP)
 	$(VENV)/bin/lint-imports
 	$(VENV)/bin/coverage run -m pytest -q tests/core tests/config
 	$(VENV)/bin/coverage report --fail-under=100
+
+bench-heartbeat: $(DEV_STAMP)
+	$(PY) -m tests.bench.heartbeat --write docs/heartbeat.md
 
 test: dev check
 	$(PY) -m pytest --ignore=tests/core --ignore=tests/config

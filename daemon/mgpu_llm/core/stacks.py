@@ -11,7 +11,7 @@ from mgpu_llm.core.events import Stack, StacksTaken
 #: Functions that wait in a loop of their own, polling: what lies further in changes while nobody works. Whoever stands in
 #: one of them stands still.
 _POLLING: Final = re.compile(
-    r"^(?:acquire_read|acquire_write|dequeue|wait_for_engine_startup|wait_for_ready|wait_for_response_handle_ready"
+    r"^(?:[\w.<>]+\.)?(?:acquire_read|acquire_write|dequeue|wait_for_engine_startup|wait_for_ready|wait_for_response_handle_ready"
     r"|_wait_for_\w+|monitor_workers|wait|poll|select|run_busy_loop|worker_busy_loop|_recv|recv|_poll|sched_yield|acquire"
     r"|_wait_once) \("
 )
