@@ -9,16 +9,14 @@ from typing import Final
 from mgpu_llm.core.events import Stack, StacksTaken
 
 #: Functions that wait in a loop of their own, polling: what lies further in changes while nobody works. Whoever stands in
-#: one of them stands still.
+#: one of them stands still. vLLM's busy loops are not among them: a worker compiles and captures graphs inside of its own
+#: (worker_busy_loop, 0.8.4 to 0.33.0), and where it only waits, it stands in dequeue.
 _POLLING: Final = re.compile(
     r"^(?:[\w.<>]+\.)?(?:acquire_read|acquire_write|dequeue|wait_for_engine_startup|wait_for_ready|wait_for_response_handle_ready"
-    r"|_wait_for_\w+|monitor_workers|wait|poll|select|run_busy_loop|worker_busy_loop|_recv|recv|_poll|sched_yield|acquire"
-    r"|_wait_once) \("
+    r"|_wait_for_\w+|monitor_workers|wait|poll|select|_recv|recv|_poll|sched_yield|acquire|_wait_once) \("
 )
 #: Frames of whoever waits for a lock file: filelock's acquire, and torch.utils.file_baton, with which extensions are built.
-_LOCK_FILE: Final = re.compile(
-    r"^\w+ \((?:\S*/)?(?:filelock/\S+|_api\.py|file_baton\.py)(?::\d+)?\)|^wait \(\S*file_baton"
-)
+_LOCK_FILE: Final = re.compile(r"^\S+ \((?:\S*/)?(?:filelock/\S+|file_baton\.py(?::\d+)?)\)")
 #: Frames of whoever reads the model's files.
 _READING: Final = re.compile(r"safetensors|weight_utils|default_loader|get_tensor|load_weights|model_loader")
 #: What the kernel waits in for a disk, a network file system or FUSE.
