@@ -67,8 +67,9 @@ def after_look(suspicion: Suspicion, look: StacksTaken) -> Suspicion:
     still = stacks.standing_still(suspicion.first, look)
     if still is False:
         return replace(seen, finding=Finding.MOVING)
-    if still is None or look.unobserved:
-        return replace(seen, finding=Finding.BLIND, blind=look.unobserved or "no thread shows any Python frames")
+    unseen = suspicion.first.unobserved or look.unobserved
+    if still is None or unseen:
+        return replace(seen, finding=Finding.BLIND, blind=unseen or "no thread shows any Python frames")
     return replace(seen, finding=Finding.STILL)
 
 
