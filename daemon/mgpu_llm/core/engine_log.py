@@ -80,9 +80,11 @@ _SHARDS: Final = re.compile(
 _GRAPHS: Final = re.compile(
     r"Capturing (?:CUDA graph|cudagraph)[^%|]*%\|[^|]*\|\s*(?P<done>\d{1,9})/(?P<total>\d{1,9})(?!\d)"
 )
-#: What tqdm draws, whatever it counts: "DeepGEMM warmup:  34%|###4      | 12/35 [00:10<00:19]".
+#: What tqdm draws, whatever it counts: "DeepGEMM warmup:  34%|###4      | 12/35 [00:10<00:19]", or, as vLLM has its shards
+#: drawn, "Loading safetensors checkpoint shards:  38% Completed | 3/8 [00:01<00:02]".
 _BAR: Final = re.compile(
-    r"^(?P<what>[^%|]{0,120}?):?\s*(?P<percent>\d{1,3})%\|[^|]*\|\s*(?:(?P<done>\d{1,9})/\d{1,9}(?=[ ,\[]|$))?"
+    r"^(?P<what>[^%|]{0,120}?):?\s*(?P<percent>\d{1,3})%(?:\|[^|]*| Completed )\|"
+    r"\s*(?:(?P<done>\d{1,9})/\d{1,9}(?=[ ,\[]|$))?"
 )
 #: vLLM's own way to count (0.20 to 0.33): "Prefetching checkpoint files: 40% (4/10)".
 _PERCENT: Final = re.compile(r"^(?P<what>[^%|]{0,120}?):\s*(?P<percent>\d{1,3})% \(\d{1,9}/\d{1,9}\)")

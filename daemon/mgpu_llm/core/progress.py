@@ -109,10 +109,7 @@ def _after_facts(progress: Progress, facts: Facts, at: float) -> tuple[Progress,
         changed = replace(changed, spoke_known_words=True)
         if facts.phase > progress.phase:
             changed, moved = _in_phase(changed, facts.phase, at), {"phase"}
-    if facts.shards is not None and facts.shards != progress.shards:
-        changed, moved = replace(changed, shards=facts.shards), moved | {"shards"}
-    if facts.graphs is not None and facts.graphs != progress.graphs:
-        changed, moved = replace(changed, graphs=facts.graphs), moved | {"graphs"}
+    changed = replace(changed, shards=facts.shards or changed.shards, graphs=facts.graphs or changed.graphs)
     if facts.serving and not progress.serving:
         changed, moved = replace(changed, serving=True), moved | {"serving"}
     if facts.bar is not None:
@@ -142,7 +139,9 @@ def after_processes(progress: Progress, event: ProcessesSampled) -> Progress:
         if births.get(name, 0) < MOST_BIRTHS:
             moved.add("processes")
         births[name] = births.get(name, 0) + count
-    elapsed_s = event.at - progress.sampled_at if progress.sampled_at is not None else 0.0
+    # What moved between two samples (a line, a GPU's memory) begins the quiet at its own time, not at the sample before it.
+    looked_since = None if progress.sampled_at is None else max(progress.sampled_at, progress.last_moved_at)
+    elapsed_s = event.at - looked_since if looked_since is not None else 0.0
     begins = progress.quiet_s == 0.0
     resting = before if begins else progress.resting
     resting_at = progress.sampled_at if begins and progress.sampled_at is not None else progress.resting_at
