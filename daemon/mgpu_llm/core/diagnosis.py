@@ -217,26 +217,26 @@ def _stall_of_its_own(stalled: Stalled) -> tuple[str, str, str] | None:
         who = ", ".join(stalled.stopped)
         return (
             "process-stopped",
-            f"because {who} is stopped by a signal",
+            f"stopped by a signal: {who}",
             "find out who sends SIGSTOP (a debugger, a job control, a freezer); kill -CONT continues a process",
         )
     if stalled.lock_waits:
         return (
             "stale-lock",
-            f"because {', '.join(stalled.lock_waits)} waits for a lock file and nothing compiles",
+            f"waiting for a lock file while nothing compiles: {', '.join(stalled.lock_waits)}",
             "a killed process left its lock: with no engine running, delete the files *.lock and lock below the caches of "
             "flashinfer, torch_extensions, torchinductor, triton and the hub (.locks)",
         )
     if stalled.thrashing:
         return (
             "memory-pressure",
-            f"because {stalled.thrashing}",
+            stalled.thrashing,
             "the host is out of memory: end what else uses it, add memory, or load with fewer workers",
         )
     if stalled.storage_waits and stalled.phase in (Phase.BOOT, Phase.WEIGHTS):
         return (
             "storage-silent",
-            f"because {', '.join(stalled.storage_waits)} waits for storage that delivers not one byte",
+            f"waiting for storage that delivers not one byte: {', '.join(stalled.storage_waits)}",
             "look at the disk or the network file system that holds the model and Python (dmesg, mount, the server's side)",
         )
     return None
