@@ -6,13 +6,15 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from mgpu_llm.adapters.gpus import Gpus
+from mgpu_llm.adapters.engine.pressure import Pressure
+from mgpu_llm.adapters.gpus import GpuReading, Gpus
 from mgpu_llm.adapters.gpus import GpusUnobserved as DriverSilent
 from mgpu_llm.core.events import (
     Event,
     GpuSample,
     GpusSampled,
     GpusUnobserved,
+    HostSampled,
     ProcessesSampled,
     ProcessSample,
 )
@@ -20,6 +22,8 @@ from mgpu_llm.core.events import (
 #: Seconds between samples. While loading, the longest healthy quiet is about 2 s, so that a few samples fall into it.
 LOADING_EVERY_S: Final = 0.4
 SERVING_EVERY_S: Final = 5.0
+#: Pressure is an average of ten seconds, made anew by the kernel every two.
+HOST_EVERY_S: Final = 2.0
 #: A GPU counts as free again once it is within this of what it held before the attempt: contexts of others come and go.
 FREE_WITHIN_BYTES: Final = 256 << 20
 FREE_POLL_S: Final = 0.1
@@ -41,7 +45,7 @@ class Observer:
         """Note what the GPUs hold before the engine touches them."""
         self._baseline = {}
         try:
-            readings = await self._gpus.read(self._named(visible))
+            readings = await self._gpus.read(self._named(visible), processes=False)
         except DriverSilent:
             return
         self._baseline = {reading.uuid: reading.memory_used_bytes for reading in readings}
@@ -52,11 +56,14 @@ class Observer:
         visible: Sequence[str],
         sample: Callable[[], tuple[ProcessSample, ...]],
         loading: Callable[[], bool],
+        pressure: Callable[[], Pressure] | None = None,
     ) -> None:
-        """Sample until cancelled. The two kinds of samples do not wait for each other: a silent driver must not hide
-        what the processes do."""
+        """Sample until cancelled. The kinds of samples do not wait for each other: a silent driver must not hide what the
+        processes do. `sample` and `pressure` are called in worker threads; pressure is told of while loading."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_processes(attempt, sample, loading))
+            if pressure is not None:
+                group.create_task(self._watch_host(attempt, pressure, loading))
             if visible:
                 group.create_task(self._watch_gpus(attempt, self._named(visible), loading))
 
@@ -67,7 +74,7 @@ class Observer:
         give_up_at = self._clock() + deadline_s
         while True:
             try:
-                readings = await self._gpus.read(tuple(self._baseline))
+                readings = await self._gpus.read(tuple(self._baseline), processes=False)
             except DriverSilent as silence:
                 return (f"cannot see whether the GPUs are free again: {silence.reason}",)
             held = {
@@ -92,23 +99,22 @@ class Observer:
             self._emit(ProcessesSampled(at=self._clock(), attempt=attempt, processes=processes))
             await asyncio.sleep(_pace_s(loading))
 
+    async def _watch_host(self, attempt: int, pressure: Callable[[], Pressure], loading: Callable[[], bool]) -> None:
+        while True:
+            if loading():
+                memory, storage = await asyncio.to_thread(pressure)
+                now = self._clock()
+                self._emit(HostSampled(at=now, attempt=attempt, memory_percent=memory, storage_percent=storage))
+            await asyncio.sleep(HOST_EVERY_S)
+
     async def _watch_gpus(self, attempt: int, uuids: Sequence[str], loading: Callable[[], bool]) -> None:
         while True:
             try:
-                readings = await self._gpus.read(uuids)
+                readings = await self._gpus.read(uuids, processes=loading())
             except DriverSilent as silence:
                 self._emit(GpusUnobserved(at=self._clock(), attempt=attempt, reason=silence.reason))
             else:
-                samples = tuple(
-                    GpuSample(
-                        uuid=reading.uuid,
-                        used_bytes=reading.memory_used_bytes,
-                        utilisation_percent=reading.utilisation_percent,
-                        power_mw=reading.power_mw,
-                    )
-                    for reading in readings
-                )
-                self._emit(GpusSampled(at=self._clock(), attempt=attempt, gpus=samples))
+                self._emit(GpusSampled(at=self._clock(), attempt=attempt, gpus=tuple(map(_sample, readings))))
             await asyncio.sleep(_pace_s(loading))
 
     def _named(self, visible: Sequence[str]) -> tuple[str, ...]:
@@ -117,3 +123,14 @@ class Observer:
 
 def _pace_s(loading: Callable[[], bool]) -> float:
     return LOADING_EVERY_S if loading() else SERVING_EVERY_S
+
+
+def _sample(reading: GpuReading) -> GpuSample:
+    return GpuSample(
+        uuid=reading.uuid,
+        used_bytes=reading.memory_used_bytes,
+        total_bytes=reading.memory_total_bytes,
+        utilisation_percent=reading.utilisation_percent,
+        power_mw=reading.power_mw,
+        processes=reading.processes,
+    )

@@ -64,6 +64,7 @@ def test_a_reading_tells_memory_utilisation_power_and_processes_in_the_order_ask
             "uuid": uuid(1),
             "index": 1,
             "memory_used_bytes": 7,
+            "memory_total_bytes": 150_754_820_096,
             "utilisation_percent": 100,
             "power_mw": 699_000,
             "processes": [[1234, 5], [99, None]],
@@ -72,6 +73,7 @@ def test_a_reading_tells_memory_utilisation_power_and_processes_in_the_order_ask
             "uuid": uuid(0),
             "index": 0,
             "memory_used_bytes": 0,
+            "memory_total_bytes": 150_754_820_096,
             "utilisation_percent": 0,
             "power_mw": 75_000,
             "processes": [],
@@ -176,6 +178,7 @@ def test_a_driver_that_goes_and_comes_back_is_read_again(nvml: FakeNvml, asked: 
     nvml.set([FakeGpu()])
     asked.reading()
     nvml.unload()
+    assert "GPU is lost" in asked.read(uuid(0))["unobserved"]
     assert "Driver Not Loaded" in asked.read(uuid(0))["unobserved"]
     assert "Driver Not Loaded" in asked.inventory()["unobserved"]
     nvml.set([FakeGpu(used_bytes=7)])

@@ -38,6 +38,7 @@ class GpuReading:
     uuid: str
     index: int
     memory_used_bytes: int
+    memory_total_bytes: int
     utilisation_percent: int | None
     power_mw: int | None
     processes: tuple[tuple[int, int | None], ...] | None
@@ -68,13 +69,16 @@ class Gpus:
         """
         return await self._driver.call(self._nvml.inventory, deadline_s)
 
-    async def read(self, uuids: Sequence[str], deadline_s: float = 2) -> tuple[GpuReading, ...]:
-        """One reading for each of `uuids` (whole UUIDs, as inventory gives them), in their order; all or nothing.
+    async def read(
+        self, uuids: Sequence[str], deadline_s: float = 2, *, processes: bool = True
+    ) -> tuple[GpuReading, ...]:
+        """One reading for each of `uuids` (whole UUIDs, as inventory gives them), in their order; all or nothing. Without
+        `processes` nobody asks who computes there, which is the dearest question.
 
         Raises GpusUnobserved.
         """
         wanted = tuple(uuids)
-        return await self._driver.call(lambda: self._nvml.read(wanted), deadline_s)
+        return await self._driver.call(lambda: self._nvml.read(wanted, processes), deadline_s)
 
 
 def resolve(wanted: Literal["all"] | Sequence[int | str], inventory: Sequence[Gpu]) -> tuple[Gpu, ...]:
@@ -206,14 +210,16 @@ class _Nvml:
 
     def __init__(self) -> None:
         self._initialised = False
+        #: By UUID, of this session: NVML's handle and index, which it looks up among all GPUs.
+        self._handles: dict[str, tuple[Any, int]] = {}
 
     def inventory(self) -> tuple[Gpu, ...]:
         with self._session("list the GPUs") as nvml:
             count = nvml.nvmlDeviceGetCount()
         return tuple(self._identify(index) for index in range(count))
 
-    def read(self, uuids: Sequence[str]) -> tuple[GpuReading, ...]:
-        return tuple(self._read(uuid) for uuid in uuids)
+    def read(self, uuids: Sequence[str], with_processes: bool) -> tuple[GpuReading, ...]:
+        return tuple(self._read(uuid, with_processes) for uuid in uuids)
 
     def _identify(self, index: int) -> Gpu:
         with self._session(f"identify GPU {index}") as nvml:
@@ -225,15 +231,22 @@ class _Nvml:
                 memory_total_bytes=_memory(nvml, handle).total,
             )
 
-    def _read(self, uuid: str) -> GpuReading:
+    def _read(self, uuid: str, with_processes: bool) -> GpuReading:
         with self._session(f'read GPU "{uuid}"') as nvml:
-            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            if uuid not in self._handles:
+                handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+                self._handles[uuid] = (handle, nvml.nvmlDeviceGetIndex(handle))
+            handle, index = self._handles[uuid]
             utilisation = _if_told(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
-            processes = _if_told(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle))
+            processes = None
+            if with_processes:
+                processes = _if_told(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle))
+            memory = _memory(nvml, handle)
             return GpuReading(
                 uuid=uuid,
-                index=nvml.nvmlDeviceGetIndex(handle),
-                memory_used_bytes=_memory(nvml, handle).used,
+                index=index,
+                memory_used_bytes=memory.used,
+                memory_total_bytes=memory.total,
                 utilisation_percent=None if utilisation is None else utilisation.gpu,
                 power_mw=_if_told(nvml, lambda: nvml.nvmlDeviceGetPowerUsage(handle)),
                 processes=None if processes is None else tuple((p.pid, p.usedGpuMemory) for p in processes),
@@ -253,6 +266,7 @@ class _Nvml:
             reason = f"cannot {doing}: {error} (NVML error {error.value}){_CURES.get(error.value, '')}"
             if self._initialised:
                 self._initialised = False
+                self._handles = {}
                 with contextlib.suppress(nvml.NVMLError):
                     nvml.nvmlShutdown()
             raise GpusUnobserved(reason) from error

@@ -38,14 +38,14 @@ class CgroupTree:
 
     def __init__(self, parent: Path, attempt: int) -> None:
         """Makes the cgroup. Raises OSError where that is refused, or where one of this name is still there."""
-        self._path = parent / f"{PREFIX}{attempt}"
-        self._path.mkdir()
+        self.path = parent / f"{PREFIX}{attempt}"
+        self.path.mkdir()
 
     def enter(self, argv: tuple[str, ...]) -> tuple[str, ...]:
         """The command line that runs `argv` inside, from its first instruction on."""
-        return (*ENTER, str(self._path / "cgroup.procs"), *argv)
+        return (*ENTER, str(self.path / "cgroup.procs"), *argv)
 
-    def members(self) -> tuple[Stat, ...]:
+    def members(self, *, whole: bool = False) -> tuple[Stat, ...]:  # noqa: ARG002 - it always is
         stats = (read_stat(pid) for pid in self._pids())
         return tuple(stat for stat in stats if stat is not None and stat.alive)
 
@@ -59,27 +59,32 @@ class CgroupTree:
     def kill_at_once(self) -> bool:
         """False where the kernel cannot: Linux before 5.14 has no cgroup.kill."""
         try:
-            (self._path / "cgroup.kill").write_text("1")
+            (self.path / "cgroup.kill").write_text("1")
         except OSError:
             return False
         return True
 
     def remove(self) -> str:
         try:
-            for path in sorted(self._below(), reverse=True):
-                path.rmdir()
+            for path in reversed(self._below()):
+                os.rmdir(path)  # noqa: PTH106
         except OSError as error:
-            return f"cannot remove the cgroup '{self._path}': {error.strerror}"
+            return f"cannot remove the cgroup '{self.path}': {error.strerror}"
         return ""
 
-    def _below(self) -> list[Path]:
-        return [file.parent for file in self._path.rglob("cgroup.procs")]
+    def _below(self) -> list[str]:
+        """The cgroup and those below it, each after the one that it is in."""
+        found = [str(self.path)]
+        for path in found:
+            with contextlib.suppress(OSError), os.scandir(path) as entries:  # it may be removed meanwhile
+                found += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        return found
 
     def _pids(self) -> list[int]:
         pids: list[int] = []
         for path in self._below():
-            with contextlib.suppress(OSError):  # a cgroup below may be removed meanwhile
-                pids += map(int, (path / "cgroup.procs").read_text().split())
+            with contextlib.suppress(OSError), open(f"{path}/cgroup.procs", "rb", buffering=0) as file:  # noqa: PTH123
+                pids += map(int, file.readall().split())
         return pids
 
 

@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mgpu_llm.adapters.engine import command, leftovers, tags
+from mgpu_llm.adapters.engine import command, leftovers, pressure, tags
 from mgpu_llm.adapters.engine.aside import aside
 from mgpu_llm.adapters.engine.cgroup import CgroupTree
 from mgpu_llm.adapters.engine.output import Output, Tail
+from mgpu_llm.adapters.engine.pressure import Pressure
 from mgpu_llm.adapters.engine.sampler import sample
 from mgpu_llm.adapters.engine.tree import Stat, Tree, WalkedTree, read_stat
 from mgpu_llm.core.events import (
@@ -144,7 +145,7 @@ class EngineProcess:
             attempt = self._attempt
             if attempt is None:
                 return
-            pids = [stat.pid for stat in attempt.tree.members()]
+            pids = [stat.pid for stat in attempt.tree.members(whole=True)]
             await aside(lambda: attempt.memory.see_holders(pids), LOOK_S)
             left = await self._kill_all(attempt, self._clock() + deadline_s)
             if left:
@@ -168,10 +169,15 @@ class EngineProcess:
         attempt = self._attempt
         return () if attempt is None else sample(attempt.tree)
 
+    def pressure(self) -> Pressure:
+        """Of the engine's cgroup where it has one, else of the host. Plain and synchronous, for a worker thread."""
+        tree = None if self._attempt is None else self._attempt.tree
+        return pressure.read(tree.path if isinstance(tree, CgroupTree) else None)
+
     def pids(self) -> tuple[int, ...]:
         """The engine's living processes now, for whoever takes their stacks."""
         attempt = self._attempt
-        return () if attempt is None else tuple(stat.pid for stat in attempt.tree.members())
+        return () if attempt is None else tuple(stat.pid for stat in attempt.tree.members(whole=True))
 
     def _make_cgroup(self, attempt: int) -> CgroupTree | None:
         if self._cgroup is None:

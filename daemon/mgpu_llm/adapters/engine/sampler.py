@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from mgpu_llm.adapters.engine.tree import PROC, Stat, Tree
+from mgpu_llm.adapters.engine.tree import Stat, Tree, read_proc
 from mgpu_llm.core.events import ProcessSample
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -26,16 +26,17 @@ def _sample(stat: Stat) -> ProcessSample:
         cpu_s=stat.cpu / TICKS_PER_S,
         major_faults=stat.major_faults,
         rss_bytes=stat.rss * PAGE_BYTES,
-        read_chars=io.get("rchar"),
-        read_bytes=io.get("read_bytes"),
-        written_bytes=io.get("write_bytes"),
+        read_chars=_count(io, b"rchar:"),
+        read_bytes=_count(io, b"read_bytes:"),
+        written_bytes=_count(io, b"write_bytes:"),
     )
 
 
-def _read_io(pid: int) -> dict[str, int]:
+def _read_io(pid: int) -> dict[bytes, bytes]:
     """Empty where it may not be read (another user's process, or one that has just ended)."""
-    try:
-        lines = (PROC / str(pid) / "io").read_text().splitlines()
-    except OSError:
-        return {}
-    return {name: int(value) for name, _, value in (line.partition(": ") for line in lines)}
+    words = read_proc(f"{pid}/io").split()
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+def _count(io: dict[bytes, bytes], name: bytes) -> int | None:
+    return int(io[name]) if name in io else None

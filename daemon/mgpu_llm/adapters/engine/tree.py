@@ -15,6 +15,10 @@ from pathlib import Path
 from typing import Protocol
 
 PROC = Path("/proc")
+#: How many looks come to one that also sees new processes, and to one that reads every process of the host. While loading
+#: that is each 1.2 and each 12 s or so.
+LIST_EVERY = 3
+WHOLE_EVERY = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +47,8 @@ class Stat:
 
 def read_stat(pid: int) -> Stat | None:
     """None when the process is gone. The name may hold spaces and brackets, so the last ")" ends it."""
-    try:
-        text = (PROC / str(pid) / "stat").read_bytes()
-    except OSError:
+    text = read_proc(f"{pid}/stat")
+    if not text:
         return None
     before, _, after = text.rpartition(b")")
     fields = after.split()
@@ -63,13 +66,36 @@ def read_stat(pid: int) -> Stat | None:
     )
 
 
+def read_proc(name: str) -> bytes:
+    """A file below /proc of less than a page, b"" where it is gone or not to be read. As short as it can be: a loading
+    engine is read so a hundred times a second."""
+    try:
+        descriptor = os.open(f"/proc/{name}", os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+
+
 def all_pids() -> list[int]:
-    return [int(entry.name) for entry in PROC.iterdir() if entry.name.isdecimal()]
+    return [int(name) for name in _listed() if name.isdecimal()]
+
+
+def _listed() -> frozenset[str]:
+    return frozenset(os.listdir(PROC))  # noqa: PTH208 - iterdir takes ten times as long
 
 
 def all_stats() -> dict[int, Stat]:
     """Every process that can be seen, by pid."""
-    stats = (read_stat(pid) for pid in all_pids())
+    return _stats(all_pids())
+
+
+def _stats(pids: Iterable[int]) -> dict[int, Stat]:
+    stats = (read_stat(pid) for pid in pids)
     return {stat.pid: stat for stat in stats if stat is not None}
 
 
@@ -102,8 +128,8 @@ def send_kill(stat: Stat) -> None:
 class Tree(Protocol):
     """The processes of one attempt."""
 
-    def members(self) -> tuple[Stat, ...]:
-        """Those that are alive. Never waits on a stuck process."""
+    def members(self, *, whole: bool = False) -> tuple[Stat, ...]:
+        """Those that are alive. Never waits on a stuck process. Some may be missed for a few seconds unless `whole`."""
 
     def kill(self) -> tuple[Stat, ...]:
         """SIGKILL to every one; returns those that were still alive. To be called again until there are none."""
@@ -120,6 +146,10 @@ class WalkedTree:
     session of `top`, whatever was once seen to descend from it, and those of our own children that lead or follow
     another session than ours and for which `is_ours(pid)` holds.
 
+    Reading every process of a host is dear, so a look reads those that are known, each LIST_EVERY looks also those that
+    are new, and each WHOLE_EVERY looks all: who is none of the engine's never becomes one, but a pid may be given away.
+    `kill` always reads all.
+
     The group of `top` is killed in one stroke, which no fork outruns. A process that left it and then forks and ends
     within a few milliseconds, again and again, can outrun the passes: only a cgroup ends that for certain.
     """
@@ -128,9 +158,19 @@ class WalkedTree:
         self._top = top
         self._is_ours = is_ours
         self._known = frozenset({(top.pid, top.started)})
+        self._strangers = frozenset[str]()
+        self._looks = 0
 
-    def members(self) -> tuple[Stat, ...]:
-        found = self._find(all_stats(), ())
+    def members(self, *, whole: bool = False) -> tuple[Stat, ...]:
+        look, self._looks = self._looks, self._looks + 1
+        if whole or look % WHOLE_EVERY == 0:
+            self._strangers = frozenset()
+            stats = self._unless_strangers()
+        elif look % LIST_EVERY == 0:
+            stats = self._unless_strangers()
+        else:
+            stats = _stats(pid for pid, _ in self._known)
+        found = self._find(stats, ())
         for stat in found:
             # An engine may serve for months, and what it orphans would fill the process table with zombies.
             if not stat.alive:
@@ -152,10 +192,25 @@ class WalkedTree:
     def remove(self) -> str:
         return ""
 
+    def _unless_strangers(self) -> dict[int, Stat]:
+        """Every process that is not known to be a stranger.
+
+        Who is none of ours is a stranger from then on, but only once its parent was listed too: a child that is forked
+        during the listing can be in it without its parent, which may be ours.
+        """
+        names = _listed()
+        stats = _stats(int(name) for name in names - self._strangers if name.isdecimal())
+        ours = with_descendants(self._roots(stats), stats)
+        others = (stat for stat in stats.values() if stat.pid not in ours)
+        strangers = {str(stat.pid) for stat in others if stat.parent == 0 or str(stat.parent) in names}
+        self._strangers = (self._strangers & names) | strangers
+        return stats
+
+    def _roots(self, stats: dict[int, Stat]) -> list[Stat]:
+        return [s for s in stats.values() if s.session == self._top.pid or (s.pid, s.started) in self._known]
+
     def _find(self, stats: dict[int, Stat], orphans: Iterable[Stat]) -> tuple[Stat, ...]:
-        known = self._known
-        roots = [s for s in stats.values() if s.session == self._top.pid or (s.pid, s.started) in known]
-        found = with_descendants([*roots, *orphans], stats)
+        found = with_descendants([*self._roots(stats), *orphans], stats)
         self._known = frozenset((stat.pid, stat.started) for stat in found.values()) | {
             (self._top.pid, self._top.started)
         }
