@@ -4,35 +4,34 @@ format; recordings of other tools in it are read as well, so a reading is tolera
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from mgpu_llm.core import readings
 from mgpu_llm.core.events import (
     EngineExited,
     EngineSpawned,
     Event,
-    GpuSample,
     GpusSampled,
     GpusUnobserved,
     HostSampled,
     LineRead,
     LinesDropped,
     ProcessesSampled,
-    ProcessSample,
-    Stack,
     StacksTaken,
 )
 
 #: What comes after one of these notes is the recorder's own clean-up.
 END_NOTES: Final = frozenset({"healthy", "exit", "limit", "stopping"})
 FORMAT: Final = 1
+#: A time beyond is none: no start takes thirty years.
+LONGEST_S: Final = 1e9
 _KINDS: Final = frozenset({"note", "log", "dropped", "sample", "unobserved", "host", "stacks"})
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
-Row = dict[str, Any]
+Row = readings.Row
 
 
 class RecordingError(Exception):
@@ -114,7 +113,7 @@ def of_row(row: Row, *, attempt: int, spawned_at: float) -> Iterator[Event]:
     """What one row says: none, one or two events. Raises RecordingError."""
     try:
         yield from _of_row(row, attempt, spawned_at + float(row["t"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         kind, why = row.get("kind"), f"{type(error).__name__}: {error}"
         raise RecordingError(f"the {kind} row at t={row.get('t')} has a field of a wrong type: {why}") from error
 
@@ -124,21 +123,26 @@ def _of_row(row: Row, attempt: int, at: float) -> Iterator[Event]:
         case "log":
             yield LineRead(at=at, attempt=attempt, text=_text(row))
         case "dropped":
-            yield LinesDropped(at=at, attempt=attempt, count=int(row.get("count", 0)))
+            yield LinesDropped(at=at, attempt=attempt, count=readings.integer(row.get("count", 0)))
         case "sample":
-            if processes := row.get("procs"):
-                yield ProcessesSampled(at=at, attempt=attempt, processes=tuple(map(_process, processes)))
-            if gpus := [gpu for gpu in row.get("gpus") or () if "mem" in gpu]:
-                samples = tuple(_gpu(index, gpu) for index, gpu in enumerate(gpus))
+            if (processes := _listed(row, "procs", beside="gpus")) is not None:
+                yield ProcessesSampled(at=at, attempt=attempt, processes=tuple(map(readings.process, processes)))
+            listed = _listed(row, "gpus", beside="procs")
+            gpus = [gpu for gpu in listed or () if "mem" in gpu]
+            if gpus or listed == []:
+                samples = tuple(readings.gpu(index, gpu) for index, gpu in enumerate(gpus))
                 yield GpusSampled(at=at, attempt=attempt, gpus=samples)
         case "unobserved":
             yield GpusUnobserved(at=at, attempt=attempt, reason=str(row.get("why", "")))
         case "host":
             yield HostSampled(
-                at=at, attempt=attempt, memory_percent=_number(row.get("mem")), storage_percent=_number(row.get("io"))
+                at=at,
+                attempt=attempt,
+                memory_percent=readings.number(row.get("mem")),
+                storage_percent=readings.number(row.get("io")),
             )
         case "stacks":
-            stacks = tuple(map(_stack, row.get("stacks") or ()))
+            stacks = tuple(map(readings.stack, row.get("stacks") or ()))
             yield StacksTaken(at=at, attempt=attempt, stacks=stacks, unobserved=str(row.get("unobserved", "")))
         case _:
             return
@@ -152,15 +156,15 @@ def to_row(event: Event, spawned_at: float) -> Row | None:
         case LinesDropped():
             said = {"kind": "dropped", "count": event.count}
         case ProcessesSampled():
-            said = {"kind": "sample", "procs": [_process_row(process) for process in event.processes]}
+            said = {"kind": "sample", "procs": [readings.process_row(process) for process in event.processes]}
         case GpusSampled():
-            said = {"kind": "sample", "gpus": [_gpu_row(gpu) for gpu in event.gpus]}
+            said = {"kind": "sample", "gpus": [readings.gpu_row(gpu) for gpu in event.gpus]}
         case GpusUnobserved():
             said = {"kind": "unobserved", "why": event.reason}
         case HostSampled():
             said = {"kind": "host", "mem": event.memory_percent, "io": event.storage_percent}
         case StacksTaken():
-            said = {"kind": "stacks", "stacks": [_stack_row(stack) for stack in event.stacks]}
+            said = {"kind": "stacks", "stacks": [readings.stack_row(stack) for stack in event.stacks]}
             said |= {"unobserved": event.unobserved} if event.unobserved else {}
         case _:
             return None
@@ -176,7 +180,7 @@ def _checked(row: object) -> Row:
     if not isinstance(row, dict):
         raise ValueError("it is no JSON object")
     t = row.get("t")
-    if isinstance(t, bool) or not isinstance(t, int | float) or not math.isfinite(t) or t < 0:
+    if isinstance(t, bool) or not isinstance(t, int | float) or not 0 <= t <= LONGEST_S:
         raise ValueError('it has no "t" in seconds since the spawn')
     if not isinstance(row.get("kind"), str):
         raise ValueError('it has no "kind"')
@@ -189,100 +193,21 @@ def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] if isinstance(error, ValueError) else "it is nested too deeply"
 
 
+def _listed(row: Row, name: str, *, beside: str) -> Any:
+    """What the row lists under `name`, None where it does not tell. Recorders that always write both lists leave one empty
+    for that; an empty list alone says that there was nothing."""
+    listed = row.get(name)
+    return listed if listed or (listed == [] and beside not in row) else None
+
+
 def _text(row: Row) -> str:
     return _COLOURS.sub("", str(row.get("line", "")))
-
-
-def _process(row: Row) -> ProcessSample:
-    return ProcessSample(
-        pid=int(row["pid"]),
-        started=int(row.get("start", 0)),
-        name=str(row.get("name", "")),
-        state=str(row.get("st", "")),
-        cpu_s=float(row.get("cpu", 0.0)),
-        major_faults=int(row.get("majflt", 0)),
-        rss_bytes=int(row.get("rss", 0)),
-        read_chars=_count(row.get("rchar")),
-        read_bytes=_count(row.get("rbytes")),
-        written_bytes=_count(row.get("wbytes")),
-    )
-
-
-def _process_row(process: ProcessSample) -> Row:
-    row = {
-        "pid": process.pid,
-        "start": process.started,
-        "name": process.name,
-        "st": process.state,
-        "cpu": round(process.cpu_s, 2),
-        "majflt": process.major_faults,
-        "rss": process.rss_bytes,
-    }
-    io = {"rchar": process.read_chars, "rbytes": process.read_bytes, "wbytes": process.written_bytes}
-    return {**row, **{name: value for name, value in io.items() if value is not None}}
-
-
-def _gpu(index: int, row: Row) -> GpuSample:
-    processes = row.get("procs")
-    return GpuSample(
-        uuid=str(row.get("uuid", f"GPU-{index}")),
-        used_bytes=int(row["mem"]),
-        total_bytes=_count(row.get("total")),
-        utilisation_percent=_count(row.get("util")),
-        power_mw=_count(row.get("mw")),
-        # Some recorders write the driver's refusal in the place of the list.
-        processes=tuple((int(pid), _count(held)) for pid, held in processes) if isinstance(processes, list) else None,
-    )
-
-
-def _gpu_row(gpu: GpuSample) -> Row:
-    row = {
-        "uuid": gpu.uuid,
-        "mem": gpu.used_bytes,
-        "total": gpu.total_bytes,
-        "util": gpu.utilisation_percent,
-        "mw": gpu.power_mw,
-        "procs": None if gpu.processes is None else [list(process) for process in gpu.processes],
-    }
-    return {name: value for name, value in row.items() if value is not None}
-
-
-def _stack(row: Row) -> Stack:
-    return Stack(
-        pid=int(row["pid"]),
-        thread=int(row["tid"] if "tid" in row else row["pid"]),
-        process=str(row.get("process", "")),
-        name=str(row.get("thread", "")),
-        state=str(row.get("st", "")),
-        frames=tuple(map(str, row.get("frames") or ())),
-        waits_in=str(row.get("wchan", "")),
-    )
-
-
-def _stack_row(stack: Stack) -> Row:
-    return {
-        "pid": stack.pid,
-        "tid": stack.thread,
-        "process": stack.process,
-        "thread": stack.name,
-        "st": stack.state,
-        "frames": list(stack.frames),
-        "wchan": stack.waits_in,
-    }
-
-
-def _count(value: Any) -> int | None:
-    return None if value is None else int(value)
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
 
 
 def _top_pid(recording: Recording) -> int:
     """The engine's first process: the recorders sample it first. 1 where no process was ever seen."""
     trees = (row["procs"] for row in recording.rows if row["kind"] == "sample" and row.get("procs"))
     try:
-        return int(next(trees, [{"pid": 1}])[0]["pid"])
-    except (KeyError, TypeError, ValueError, IndexError):
+        return readings.integer(next(trees, [{"pid": 1}])[0]["pid"])
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
         return 1
