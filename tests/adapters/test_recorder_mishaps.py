@@ -103,6 +103,17 @@ def test_a_folder_that_is_removed_meanwhile_is_said_and_made_anew(tmp_path: Path
     assert "no such file or directory" in told["reason"]
 
 
+def test_a_row_that_cannot_be_written_ends_its_recording_and_no_other(tmp_path: Path, logged: list[EventDict]) -> None:
+    keeper = recorder(tmp_path)
+    keeper.begin(1, 100.0, header())
+    keeper.end("ready", [{"t": 1.0, ("no", "name"): 1}])  # type: ignore[dict-item]
+    record(keeper, 2, "loading")
+    keeper.close()
+    assert names(tmp_path)[-1] == f"{STEM}-a2-p2p-off-stalled.jsonl.gz"
+    (told,) = logged
+    assert told["reason"].startswith("a fault of the recorder: TypeError: ")
+
+
 def test_packing_that_takes_long_does_not_hold_up_the_end(tmp_path: Path) -> None:
     left = tmp_path / f"{STEM}-a1-p2p-off-running.jsonl"
     left.touch()

@@ -59,6 +59,7 @@ class Writer:
         self._folder = folder
         self._now = now
         self._file: _Growing | None = None
+        self._lines = list[bytes]()
 
     @property
     def writing(self) -> bool:
@@ -72,25 +73,31 @@ class Writer:
             log.warning("record.failed", reason=_reason(error))
 
     def write(self, items: Iterable[Item]) -> None:
-        lines = list[bytes]()
+        """Never raises: what is wrong with one recording must not cost the next."""
         for item in items:
-            match item:
-                case Begin():
-                    self._add(lines)
-                    self._finish(CUT)
-                    self._begin(item)
-                    lines = [_line(item.header)]
-                case End():
-                    self._add(lines)
-                    self._add([_line(row) for row in item.rows], closing=True)
-                    self._finish(item.outcome)
-                    lines = []
-                case dict():
-                    lines.append(_line(item))
-                case _:
-                    row = None if self._file is None else recording.to_row(item, self._file.begin.spawned_at)
-                    lines += [] if row is None else [_line(row)]
-        self._add(lines)
+            try:
+                self._take(item)
+            except Exception as fault:  # noqa: BLE001 - of ours, and told so
+                log.warning("record.failed", reason=f"a fault of the recorder: {type(fault).__name__}: {fault}")
+                self._finish(CUT)
+        self._add()
+
+    def _take(self, item: Item) -> None:
+        match item:
+            case Begin():
+                self._finish(CUT)
+                self._begin(item)
+                self._lines = [_line(item.header)]
+            case End():
+                self._add()
+                self._lines = [_line(row) for row in item.rows]
+                self._add(closing=True)
+                self._finish(item.outcome)
+            case dict():
+                self._lines.append(_line(item))
+            case _:
+                row = None if self._file is None else recording.to_row(item, self._file.begin.spawned_at)
+                self._lines += [] if row is None else [_line(row)]
 
     def _begin(self, begin: Begin) -> None:
         self._file = file = _Growing(begin=begin)
@@ -100,8 +107,9 @@ class Writer:
         except OSError as error:
             self._fail(file, error)
 
-    def _add(self, lines: list[bytes], *, closing: bool = False) -> None:
-        file = self._file
+    def _add(self, *, closing: bool = False) -> None:
+        """Write the lines that wait."""
+        file, lines, self._lines = self._file, self._lines, []
         if file is None or file.broken or not lines or (file.full and not closing):
             return
         most = min(MOST_BYTES, self._folder.max_bytes) - (0 if closing else RESERVE_BYTES)
@@ -120,6 +128,7 @@ class Writer:
             self._fail(file, error)
 
     def _finish(self, outcome: str) -> None:
+        self._add()
         file, self._file = self._file, None
         if file is None or file.fd < 0:
             return
