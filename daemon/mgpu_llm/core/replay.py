@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from mgpu_llm.core import decision as decisions
-from mgpu_llm.core import ladder, progress, recording, supervisor
+from mgpu_llm.core import ladder, progress, readings, recording, supervisor
 from mgpu_llm.core.diagnosis import Diagnosis, of_exit
 from mgpu_llm.core.effects import Announce
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.ladder import Heads, Kind, Rung
 from mgpu_llm.core.launch import Launch
 from mgpu_llm.core.recording import Recording, RecordingError, Row
-from mgpu_llm.core.states import Ended, Fail, Killing, Next, Policy, Rest, Run, Starting, State, Try
+from mgpu_llm.core.states import Fail, Killing, Next, Policy, Rest, Run, Starting, State, Try
 
 #: How a diagnosis's outcome is told of a recording: what was refused ended by itself as well.
 _OUTCOMES: Final = {"stalled": "stalled", "crashed": "crashed", "refused": "crashed"}
@@ -63,7 +64,8 @@ class Report:
 def judge(recorded: Recording, policy: Policy | None = None) -> Report:
     """Raises RecordingError where a row's fields are not of their type. Without `policy` the recording's own header says how
     it was judged, and the defaults hold for what it does not say."""
-    run, policy = _run(recorded), policy or policy_of(recorded)
+    policy = policy or policy_of(recorded)
+    run = _run(recorded, policy)
     last = Starting(run=run, since=0.0, progress=progress.begin(0.0, policy.weights_bytes))
     state: State = last
     at, told = 0.0, list[tuple[float, Announce]]()
@@ -105,7 +107,8 @@ def policy_of(recorded: Recording) -> Policy:
         policy = Policy(rungs=_rungs(recorded), learn_factor=None)
         backoff_s, ceiling_s = given.get("backoff", (policy.backoff_s, policy.backoff_ceiling_s))
         patience = {phase: float(given.get("patience", {}).get(phase.label, s)) for phase, s in policy.patience.items()}
-        weights_bytes = given.get("weights_bytes")
+        if not all(0 < seconds < math.inf for seconds in patience.values()):
+            raise ValueError("a patience is no time in seconds")
         return replace(
             policy,
             patience=patience,
@@ -114,9 +117,9 @@ def policy_of(recorded: Recording) -> Policy:
             crashes_per_rung=int(given.get("crashes_per_rung", policy.crashes_per_rung)),
             backoff_s=float(backoff_s),
             backoff_ceiling_s=float(ceiling_s),
-            weights_bytes=None if weights_bytes is None else int(weights_bytes),
+            weights_bytes=readings.count(given.get("weights_bytes")),
         )
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError, OverflowError) as error:
         raise RecordingError(f"its first row is broken: {error}") from error
 
 
@@ -133,17 +136,17 @@ def _rounded(value: object) -> object:
     return [_rounded(inner) for inner in value] if isinstance(value, tuple | list) else value
 
 
-def _run(recorded: Recording) -> Run:
-    given = recorded.header
+def _run(recorded: Recording, policy: Policy) -> Run:
+    """The attempt that was recorded. A policy that is not the recording's own may not know its rung: then it is the base."""
+    given, names = recorded.header, [rung.name for rung in policy.rungs]
     try:
-        rungs = [str(row[0]) for row in given.get("rungs", ())]
         return Run(
             attempt=int(given.get("attempt", 1)),
-            rung=rungs.index(str(given["rung"])) if rungs else 0,
+            rung=names.index(given["rung"]) if given.get("rung") in names else 0,
             tries=int(given.get("tries", 1)),
             tries_on_rung=int(given.get("tries_on_rung", 1)),
         )
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RecordingError(f"its first row is broken: {error}") from error
 
 
@@ -154,6 +157,8 @@ def _rungs(recorded: Recording) -> tuple[Rung, ...]:
         size = int(recorded.header.get("tp", 1))
         on = Launch(gpus=(), tensor_parallel=size, utilisation=None)
         off = replace(on, gpus=None)
+        if recorded.header.get("rung") not in [row[0] for row in rows]:
+            raise ValueError("its rung is none of its rungs")
         return tuple(Rung(name=str(name), kind=Kind(kind), launch=on if gpus else off) for name, kind, gpus in rows)
     seen = max((len(row.get("gpus") or ()) for row in recorded.rows if row["kind"] == "sample"), default=0)
     gpus = tuple(str(index) for index in range(seen)) if recorded.has_gpus else None
@@ -179,10 +184,10 @@ def _report(
         last_progress_at=heart.last_moved_at,
         phase=_phase(heart.phase, outcome),
         cause=found.cause if found else None,
-        decision=None if then is None else _decision(then, policy, last.run),
+        decision=_decision(then, policy, last.run),
         summary=found.summary if found else "",
         advice=found.advice if found else "",
-        ended_at=ended.ended_at if isinstance(ended, Ended) else max(at, recorded.ended_at),
+        ended_at=ended.ended_at if ended is not None else max(at, recorded.ended_at),
         phases=_phases(last, policy, max(at, recorded.ended_at) if ended is None else at),
         suspicions=_suspicions(told),
         evidence=found.evidence if found else (),
@@ -199,7 +204,7 @@ def _phase(phase: Phase, outcome: str) -> str:
     return "serving" if outcome == "healthy" else phase.label
 
 
-def _decision(then: Next, policy: Policy, run: Run) -> str | None:
+def _decision(then: Next | None, policy: Policy, run: Run) -> str | None:
     match then:
         case Try(rung=rung) if rung == run.rung:
             return f"try again on rung {policy.rungs[rung].name} after {then.delay_s:g} s"
@@ -207,7 +212,7 @@ def _decision(then: Next, policy: Policy, run: Run) -> str | None:
             return f"step down to rung {policy.rungs[rung].name}"
         case Fail():
             return f"give up (exit status {then.status})"
-        case Rest():
+        case Rest() | None:
             return None
 
 
