@@ -85,7 +85,7 @@ def _words(heart: Progress, percent: float | None, rate: float | None, left_s: f
     if heart.graphs is not None:
         parts.append(f"graphs {heart.graphs.done}/{heart.graphs.total}")
     if rate is not None:
-        parts.append(f"{rate / 1e6:.3g} MB/s")
+        parts.append(f"{rate / 1e6:.{0 if rate >= 1e7 else 1}f} MB/s")
     if left_s is not None:
         parts.append(f"about {_span(left_s)} left")
     return ", ".join(parts)
