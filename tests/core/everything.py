@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from mgpu_llm import control_api
-from mgpu_llm.core import report
+from mgpu_llm.core import report, suspicion
 from mgpu_llm.core.diagnosis import Clue, Diagnosis
 from mgpu_llm.core.effects import Effect, Exit, KillEngine, NotifyReady, SpawnEngine
 from mgpu_llm.core.events import (
@@ -22,10 +22,12 @@ from mgpu_llm.core.events import (
     GpusSampled,
     GpusUnobserved,
     HealthProbed,
+    HostSampled,
     LineRead,
     LinesDropped,
     ProcessesSampled,
     RestartRequested,
+    StacksTaken,
     StartRequested,
     StopRequested,
     Ticked,
@@ -47,6 +49,8 @@ from mgpu_llm.core.states import (
     Terminating,
     Try,
 )
+from mgpu_llm.core.suspicion import Suspicion
+from tests.core.looks import stack
 from tests.core.world import (
     BAD_FLAG,
     BANNER,
@@ -74,6 +78,16 @@ LAST_RUN = replace(RUN, rung=len(POLICY.rungs) - 1, tries=POLICY.attempts, tries
 LOADED = loading().state
 
 
+def _suspicions() -> Iterator[Suspicion]:
+    look = StacksTaken(at=NOW - 3, attempt=RUN.attempt, stacks=(stack(),))
+    yield Suspicion(since=NOW - 5)
+    yield Suspicion(since=NOW - 5, asked_at=NOW - 5)
+    yield Suspicion(since=NOW - 50, asked_at=NOW - 50)
+    yield Suspicion(since=NOW - 5, first=look, last=look)
+    yield Suspicion(since=NOW - 5, first=look, last=look, asked_at=NOW - 1)
+    yield suspicion.raised(NOW - 5, may_look=False)
+
+
 def _states() -> Iterator[State]:
     assert isinstance(LOADED, Starting)
     yield Stopped()
@@ -82,6 +96,9 @@ def _states() -> Iterator[State]:
         yield Starting(run=run, since=NOW - 9, progress=begin(NOW - 9))
         yield Starting(run=run, since=NOW - 9, progress=LOADED.progress, pid=702, clue=Clue(error="ValueError: x"))
         yield Starting(run=run, since=NOW - 9, progress=replace(LOADED.progress, quiet_s=1e6), pid=702)
+        for doubt in _suspicions():
+            quiet = replace(LOADED.progress, quiet_s=POLICY.patience[LOADED.progress.phase] + 1.0)
+            yield Starting(run=run, since=NOW - 9, progress=quiet, pid=702, suspicion=doubt)
         yield Starting(run=run, since=NOW - 9, progress=LOADED.progress, pid=702, probing=True)
         yield Ready(run=run, since=NOW - 5, spawned_at=NOW - 90, progress=LOADED.progress, pid=None)
         yield Ready(
@@ -126,6 +143,15 @@ def _engine_events(attempt: int) -> Iterator[Event]:
     yield GpusSampled(at=at, attempt=attempt, gpus=())
     yield GpusSampled(at=at, attempt=attempt, gpus=(gpu(), gpu("GPU-b", utilisation_percent=None)))
     yield GpusUnobserved(at=at, attempt=attempt, reason="NVML: driver not loaded")
+    yield HostSampled(at=at, attempt=attempt)
+    yield HostSampled(at=at, attempt=attempt, memory_percent=99.5, storage_percent=0.0)
+    for seen in (
+        (),
+        (stack(),),
+        (stack(71, state="D", waits_in="folio_wait_bit"), stack(8, "acquire (filelock/_api.py:1)")),
+    ):
+        for unobserved in ("", "py-spy is not installed"):
+            yield StacksTaken(at=at, attempt=attempt, stacks=seen, unobserved=unobserved)
     for healthy in (True, False):
         yield HealthProbed(at=at, attempt=attempt, healthy=healthy, detail="")
     for served, hopeless in ((True, False), (False, False), (False, True)):

@@ -21,10 +21,12 @@ from mgpu_llm.core.events import (
     GpusSampled,
     GpusUnobserved,
     HealthProbed,
+    HostSampled,
     LineRead,
     LinesDropped,
     ProcessesSampled,
     Request,
+    StacksTaken,
     StartRequested,
     Ticked,
 )
@@ -38,6 +40,7 @@ from mgpu_llm.core.states import (
     Terminating,
 )
 from tests.core.everything import EVENTS, check
+from tests.core.looks import stack, still, unanswered, working
 from tests.core.world import (
     BAD_FLAG,
     BANNER,
@@ -73,7 +76,9 @@ class Walk:
     def begin(self) -> None:
         launch = self.dice.choice((None, ON_CPU))
         self.world = World(
-            policy=policy(attempts=self.dice.randint(1, 9)) if launch is None else policy(launch, attempts=4)
+            policy=policy(attempts=self.dice.randint(1, 9)) if launch is None else policy(launch, attempts=4),
+            stacks=self.dice.choice((still, working, unanswered)),
+            stacks_unobserved=self.dice.choice(("", "", "ptrace is not allowed")),
         )
         self.spawns_seen = 0
         self.tries = 0
@@ -148,6 +153,16 @@ class Walk:
             (5, lambda: GpusSampled(at=at, attempt=attempt, gpus=(gpu(used_bytes=dice.randint(0, 9) << 30),))),
             (1, lambda: GpusUnobserved(at=at, attempt=attempt, reason="NVML did not answer")),
             (15, lambda: LineRead(at=at, attempt=attempt, text=dice.choice(WORDS))),
+            (2, lambda: HostSampled(at=at, attempt=attempt, memory_percent=dice.choice((None, 0.0, 80.0)))),
+            (
+                2,
+                lambda: StacksTaken(
+                    at=at,
+                    attempt=attempt,
+                    stacks=dice.choice(((), (stack(),), (stack(1027, "step (x.py:1)"), stack(8, state="D")))),
+                    unobserved=dice.choice(("", "", "py-spy is not installed")),
+                ),
+            ),
             (2, lambda: LinesDropped(at=at, attempt=attempt, count=3)),
             (3, lambda: EngineExited(at=at, attempt=attempt, status=dice.choice((0, 1, -9)))),
             (8, lambda: HealthProbed(at=at, attempt=attempt, healthy=dice.random() < 0.5, detail="")),

@@ -13,7 +13,7 @@ from mgpu_llm.core.diagnosis import Clue, Diagnosis
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.progress import begin
 from mgpu_llm.core.report import Identity
-from mgpu_llm.core.stall import FAILED_PATIENCE_S
+from mgpu_llm.core.stall import DEFAULT_PATIENCE_S, FAILED_PATIENCE_S
 from mgpu_llm.core.states import (
     Backoff,
     Ended,
@@ -32,6 +32,7 @@ from mgpu_llm.core.status import Count, GpuStatus, Status
 from tests.core.world import NOT_FREE, ON_CPU, World, gpu, loading, policy, serving
 
 POLICY = policy()
+PATIENCE_S = DEFAULT_PATIENCE_S[Phase.WEIGHTS]
 IDENTITY = Identity(version="0.1.0", model="/models/m7b", url="http://127.0.0.1:8000")
 STALL = Diagnosis(
     cause="stalled-in-distributed-init",
@@ -56,6 +57,7 @@ RUN = Run(attempt=3, rung=1, tries=2, tries_on_rung=1, ended=PAST, lines_dropped
 HEART = replace(
     begin(100.0),
     phase=Phase.WEIGHTS,
+    phase_began={Phase.BOOT: 100.0, Phase.WEIGHTS: 140.0},
     spoke_known_words=True,
     shards=Count(done=3, total=8),
     quiet_s=4.4,
@@ -73,13 +75,13 @@ def told(state: State, at: float = 200.0) -> Status:
     ("state", "name", "headline"),
     [
         (Stopped(), "stopped", "stopped: no engine runs; mgpuctl start starts it"),
-        (STARTING, "starting", "loading: weights shards 3/8, 100 s, attempt 3 on rung p2p-off, quiet for 4 s"),
+        (STARTING, "starting", "loading: weights 38 %, shards 3/8, 100 s, attempt 3 on rung p2p-off, quiet for 4 s"),
         (
             replace(
                 STARTING, progress=replace(HEART, phase=Phase.WARM_UP, graphs=Count(done=9, total=51), quiet_s=1.0)
             ),
             "starting",
-            "loading: warm-up graphs 9/51, 100 s, attempt 3 on rung p2p-off",
+            "loading: warm-up, graphs 9/51, 100 s, attempt 3 on rung p2p-off",
         ),
         (
             Starting(run=Run(attempt=1), since=199.0, progress=begin(199.0)),
@@ -124,7 +126,7 @@ def test_degraded_says_which_rung_and_what_it_costs() -> None:
 
 def test_a_load_shows_its_heartbeat() -> None:
     status = told(STARTING)
-    assert (status.phase, status.elapsed_s, status.quiet_s, status.patience_s) == ("weights", 100.0, 4.4, 90.0)
+    assert (status.phase, status.elapsed_s, status.quiet_s, status.patience_s) == ("weights", 100.0, 4.4, PATIENCE_S)
     assert (status.shards, status.graphs) == (Count(done=3, total=8), None)
     assert status.gpus == (
         GpuStatus(uuid="GPU-a", used_bytes=2_000_000_000, utilisation_percent=100),
@@ -137,14 +139,15 @@ def test_a_load_shows_its_heartbeat() -> None:
 def test_unobserved_gpus_are_told_and_lengthen_the_patience_that_is_shown() -> None:
     status = told(replace(STARTING, progress=replace(HEART, gpus=(), gpus_unobserved="no NVML")))
     assert status.gpus_unobserved == "no NVML"
-    assert status.patience_s == 270.0
+    assert status.patience_s == 3 * PATIENCE_S
     on_cpu = report.status(STARTING, policy(ON_CPU), 200.0, IDENTITY)
-    assert on_cpu.patience_s == 90.0
+    assert on_cpu.patience_s == PATIENCE_S
 
 
 def test_a_load_that_has_named_its_failure_shows_the_patience_that_is_left_to_it() -> None:
-    assert told(replace(STARTING, clue=Clue(cause="cuda-out-of-memory", line="x"))).patience_s == FAILED_PATIENCE_S
-    assert told(replace(STARTING, clue=Clue(error="KeyError: 'x'"))).patience_s == 90.0
+    slow = policy(patience=dict.fromkeys(Phase, 90.0))
+    for clue, patience_s in ((Clue(cause="cuda-out-of-memory", line="x"), FAILED_PATIENCE_S), (Clue(error="K"), 90.0)):
+        assert report.status(replace(STARTING, clue=clue), slow, 200.0, IDENTITY).patience_s == patience_s
 
 
 def test_a_serving_engine_is_not_measured_for_quiet() -> None:

@@ -47,6 +47,7 @@ from mgpu_llm.core.launch import Launch
 from mgpu_llm.core.progress import Progress
 from mgpu_llm.core.states import Failed, Killing, Policy, Ready, Starting, State, Stopped
 from mgpu_llm.core.supervisor import step
+from tests.core.looks import still
 
 EXIT_STATUSES: Final = frozenset({0, 65, 69})
 BASE: Final = Launch(gpus=("GPU-a", "GPU-b"), tensor_parallel=2, utilisation=0.9)
@@ -80,9 +81,6 @@ NOT_FREE: Final = (
 )
 BAD_FLAG: Final = "vllm serve: error: unrecognized arguments: --tensor-paralel 2"
 
-#: Where a worker that waits for its peer stands.
-WAITING: Final = ("synchronize (torch/cuda/streams.py:105)", "__init__ (device_communicators/pynccl.py:143)")
-
 E = TypeVar("E", bound=Effect)
 
 
@@ -100,27 +98,6 @@ def worker(pid: int = 1027, *, name: str = "VLLM::Worker_TP", cpu_s: float = 20.
 
 def gpu(uuid: str = "GPU-a", used_bytes: int = 2_000_000_000, utilisation_percent: int | None = 100) -> GpuSample:
     return GpuSample(uuid=uuid, used_bytes=used_bytes, utilisation_percent=utilisation_percent, power_mw=125_000)
-
-
-def stack(pid: int = 1027, *frames: str, **changes: object) -> Stack:
-    """Where the main thread of a process stands: in WAITING unless `frames` say where."""
-    fields = {"thread": pid, "process": "VLLM::Worker_TP", "name": "MainThread", "state": "R"}
-    return Stack(**{"pid": pid, "frames": frames or WAITING, **fields, **changes})  # type: ignore[arg-type]
-
-
-def still(_: int) -> tuple[Stack, ...] | None:
-    """Stacks of an engine that hangs: every look finds the same."""
-    return (stack(),)
-
-
-def working(look: int) -> tuple[Stack, ...] | None:
-    """Stacks of an engine that works: no look finds what another found."""
-    return (stack(1027, f"step_{look} (torch/_inductor/scheduler.py:{look})"),)
-
-
-def unanswered(_: int) -> tuple[Stack, ...] | None:
-    """Whoever takes the stacks is stuck itself."""
-    return None
 
 
 @dataclass
@@ -167,9 +144,7 @@ class World:
         seen = self.stacks(self.looks)
         if seen is None:
             return ()
-        return self.send(
-            StacksTaken(at=self.at, attempt=self.attempt, stacks=seen, unobserved=self.stacks_unobserved)
-        )
+        return self.send(StacksTaken(at=self.at, attempt=self.attempt, stacks=seen, unobserved=self.stacks_unobserved))
 
     def _book(self, effect: Effect, event: Event) -> None:
         assert self.exit is None, f"{effect} after the exit"
@@ -283,9 +258,9 @@ def loading(launch: Launch = BASE, **changes: object) -> World:
     return world.look()
 
 
-def compiling() -> World:
+def compiling(**changes: object) -> World:
     """A world whose engine has loaded its weights and is silent in compile ever since."""
-    return loading().say(ASSIGNED, COMPILE)
+    return loading(BASE, **changes).say(ASSIGNED, COMPILE)
 
 
 def serving(**changes: object) -> World:
