@@ -40,6 +40,8 @@ REWRITES: Final = {
 BIG: Final = {"hidden": 1024, "intermediate": 4096, "layers": 18, "heads": 8, "kv_heads": 2}
 MODELS: Final = {"toy": Shape(), "one-shard": Shape(**BIG, shards=1), "nine-shards": Shape(**BIG, shards=9)}
 COMPILED: Final = tuple(arg for arg in ENGINE_ARGS if arg != "--enforce-eager")
+COMPILING: Final = {"TORCH_COMPILE_DISABLE": "0"}
+SILENT: Final = (*ENGINE_ARGS, "--no-use-tqdm-on-load", "--uvicorn-log-level", "error")
 CACHE: Final = WORK / "cache"
 COMPILE_CACHE: Final = WORK / "compile-cache"
 FIRST_SHARD: Final = "checkpoint shards: +0%"
@@ -48,7 +50,7 @@ STILL_S: Final = 75.0
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """One start. `still_s` is set for those that never come to an end by themselves."""
+    """One start. `still_s` is set for those that never come to an end by themselves. `cache` is vLLM's and the compilers'."""
 
     model: str = "toy"
     tensor_parallel: int = 2
@@ -59,6 +61,7 @@ class Scenario:
     still_s: float | None = None
     limit_s: float = 300.0
     cache: Path = CACHE
+    empty_cache: bool = False
 
 
 def _fault(name: str, **more: str) -> dict[str, str]:
@@ -69,8 +72,15 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     # -- healthy --
     "cpu-tp2-slow-disk": Scenario(model="one-shard", surroundings=around.slow_disk(8 * MIB)),
     "cpu-tp2-cold-cache": Scenario(model="nine-shards", surroundings=around.cold_cache),
-    "cpu-tp1-compile": Scenario(
-        tensor_parallel=1, args=COMPILED, env={"TORCH_COMPILE_DISABLE": "0"}, cache=COMPILE_CACHE
+    "cpu-tp1-compile": Scenario(tensor_parallel=1, args=COMPILED, env=COMPILING, cache=COMPILE_CACHE, empty_cache=True),
+    "cpu-tp1-compile-busy-cores": Scenario(
+        tensor_parallel=1,
+        args=COMPILED,
+        env=COMPILING,
+        cache=WORK / "other-compile-cache",
+        empty_cache=True,
+        surroundings=around.busy_cores(4),
+        limit_s=590.0,
     ),
     "cpu-tp1-eager": Scenario(tensor_parallel=1),
     "cpu-tp2-busy-cores": Scenario(surroundings=around.busy_cores(4), limit_s=400.0),
@@ -78,10 +88,13 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "cpu-tp2-paused": Scenario(
         model="nine-shards", surroundings=around.cold_cache, fault=f"sigstop-for:5:Worker_TP1@{FIRST_SHARD}"
     ),
-    "cpu-tp2-log-errors-only": Scenario(env={"VLLM_LOGGING_LEVEL": "ERROR"}),
+    "cpu-tp2-says-nothing": Scenario(args=SILENT, env={"VLLM_LOGGING_LEVEL": "ERROR"}),
     # -- stalls --
     "cpu-tp2-p2p-hang": Scenario(env=_fault("p2p-hang"), still_s=STILL_S),
     "cpu-tp2-rank-missing": Scenario(env=_fault("rank-missing"), still_s=STILL_S),
+    "cpu-tp2-says-nothing-rank-missing": Scenario(
+        args=SILENT, env=_fault("rank-missing", VLLM_LOGGING_LEVEL="ERROR"), still_s=STILL_S
+    ),
     "cpu-tp2-hang-warm-up": Scenario(env=_fault("hang-warm-up", VLLM_RINGBUFFER_WARNING_INTERVAL="5"), still_s=STILL_S),
     "cpu-tp2-frozen-worker": Scenario(
         model="nine-shards", surroundings=around.cold_cache, fault=f"sigstop:Worker_TP1@{FIRST_SHARD}", still_s=STILL_S
@@ -98,7 +111,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "cpu-tp1-held-compile-lock": Scenario(
         tensor_parallel=1,
         args=COMPILED,
-        env={"TORCH_COMPILE_DISABLE": "0"},
+        env=COMPILING,
         cache=COMPILE_CACHE,
         surroundings=around.held_compile_locks(COMPILE_CACHE),
         still_s=STILL_S,
@@ -120,8 +133,8 @@ def record(name: str, out: Path) -> int:
     folder = WORK / "run"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    if name == "cpu-tp1-compile":
-        shutil.rmtree(COMPILE_CACHE, ignore_errors=True)
+    if scenario.empty_cache:
+        shutil.rmtree(scenario.cache, ignore_errors=True)
     with scenario.surroundings(Place(folder=folder, model=model)) as change:
         return subprocess.run(
             _recorder(scenario, change, out / f"{name}.jsonl.gz"), cwd=folder, env=_env(scenario, change), check=False

@@ -197,6 +197,8 @@ def held_compile_locks(cache: Path) -> Surroundings:
     @contextlib.contextmanager
     def surroundings(place: Place) -> Iterator[Change]:
         locks = sorted(cache.rglob("*.lock"))
+        if not locks:
+            raise FileNotFoundError(f"no start has compiled into {cache}: record one first")
         for path in cache.rglob("*"):
             if path.is_file() and path not in locks:
                 path.unlink()
