@@ -174,12 +174,13 @@ MIB = 1 << 20
         ("rss", {"rss_bytes": -8 * MIB}),
         ("read_chars", {"read_chars": 1 * MIB}),
         ("read_bytes", {"read_bytes": 1 * MIB}),
+        ("written_bytes", {"written_bytes": 1 * MIB}),
         ("major_faults", {"major_faults": 30}),
     ],
 )
 def test_each_signal_of_a_process_keeps_a_load_alive_while_it_moves(signal: str, change: dict[str, int]) -> None:
     world = loading()
-    base = worker(read_bytes=0, major_faults=100)
+    base = worker(read_bytes=0, written_bytes=0, major_faults=100)
 
     def moves(passed_s: float) -> None:
         moved = {name: getattr(base, name) + step * int(passed_s * 2) for name, step in change.items()}
