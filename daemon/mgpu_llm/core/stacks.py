@@ -8,13 +8,15 @@ from typing import Final
 
 from mgpu_llm.core.events import Stack, StacksTaken
 
-#: Functions that wait in a loop of their own, polling: what lies further in changes while nobody works. Whoever stands in
-#: one of them stands still. vLLM's busy loops are not among them: a worker compiles and captures graphs inside of its own
-#: (worker_busy_loop, 0.8.4 to 0.33.0), and where it only waits, it stands in dequeue.
-_POLLING: Final = re.compile(
-    r"^(?:[\w.<>]+\.)?(?:acquire_read|acquire_write|dequeue|wait_for_engine_startup|wait_for_ready|wait_for_response_handle_ready"
-    r"|_wait_for_\w+|monitor_workers|wait|poll|select|_recv|recv|_poll|sched_yield|acquire|_wait_once) \("
+#: Functions that wait by looking again and again: what lies further in changes while nobody works, and so may the line. vLLM's
+#: busy loops are not among them: a worker compiles and captures graphs inside of its own (worker_busy_loop, 0.8.4 to 0.33.0),
+#: and where it only waits, it stands in dequeue. Seen in hung engines (0.26.0, 0.32.0); tqdm's monitor wakes every 10 s.
+_WAITING_LOOP: Final = re.compile(
+    r"^(?:[\w.<>]+\.)?(?:acquire_read|acquire_write|wait_for_engine_startup|monitor_engine_liveness|_poll_until_acquired)"
+    r" \(|^TMonitor\.run \("
 )
+#: Where a thread sleeps that waits for another; it may be caught on its way in or out.
+_ASLEEP: Final = re.compile(r"^(?:[\w.<>]+\.)?(?:wait|poll|select|get|sched_yield|_recv|spin) \(")
 #: Frames of whoever waits for a lock file: filelock's acquire, and torch.utils.file_baton, with which extensions are built.
 _LOCK_FILE: Final = re.compile(r"^\S+ \((?:\S*/)?(?:filelock/\S+|file_baton\.py(?::\d+)?)\)")
 #: Frames of whoever reads the model's files.
@@ -56,15 +58,17 @@ def shown(stacks: Iterable[Stack]) -> tuple[str, ...]:
 
 
 def _by_thread(stacks: Iterable[Stack]) -> dict[tuple[int, int], tuple[str, ...]]:
-    return {(stack.pid, stack.thread): _without_polling(stack.frames) for stack in stacks if stack.frames}
+    return {(stack.pid, stack.thread): _without_waiting(stack.frames) for stack in stacks if stack.frames}
 
 
-def _without_polling(frames: tuple[str, ...]) -> tuple[str, ...]:
-    """The frames from the outermost polling function outwards, that one by name only."""
-    outermost = max((index for index, frame in enumerate(frames) if _POLLING.match(frame)), default=-1)
-    if outermost < 0:
-        return frames
-    return (frames[outermost].partition(" (")[0], *frames[outermost + 1 :])
+def _without_waiting(frames: tuple[str, ...]) -> tuple[str, ...]:
+    """The frames without what changes while a thread only waits: from its outermost waiting loop outwards, that one by name
+    alone, and without the functions in which it sleeps."""
+    outermost = max((index for index, frame in enumerate(frames) if _WAITING_LOOP.match(frame)), default=-1)
+    if outermost >= 0:
+        return (frames[outermost].partition(" (")[0], *frames[outermost + 1 :])
+    asleep = next((index for index, frame in enumerate(frames) if not _ASLEEP.match(frame)), len(frames))
+    return frames[asleep:] or frames
 
 
 def _waits_for_storage(stack: Stack) -> bool:
