@@ -19,8 +19,9 @@ from mgpu_llm.core.events import (
     ProcessSample,
 )
 
-#: Seconds between samples. While loading, the longest healthy quiet is about 2 s, so that a few samples fall into it.
-LOADING_EVERY_S: Final = 0.4
+#: Seconds between samples. While loading, the longest healthy quiet is about 2 s, so that a few samples fall into it, and
+#: a look may take about 4 ms of processor time (tests/bench/sampler_cost.py), so that all looks are less than 1 % of a core.
+LOADING_EVERY_S: Final = 0.5
 SERVING_EVERY_S: Final = 5.0
 #: Pressure is an average of ten seconds, made anew by the kernel every two.
 HOST_EVERY_S: Final = 2.0

@@ -135,9 +135,10 @@ async def _measure(given: argparse.Namespace, folder: Path, cgroup: Path | None)
         extra = (engine.pressure,) if hasattr(engine, "pressure") else ()
         watching = asyncio.create_task(observer.watch(1, tuple(uuids), engine.sample, lambda: True, *extra))
         await _loop(events, recorder, tuple(uuids), WARM_UP_S)
-        before, began = time.process_time(), time.monotonic()
+        before, began, threads = time.process_time(), time.monotonic(), _thread_times()
         counts = await _loop(events, recorder, tuple(uuids), given.seconds)
         used_s, took_s = time.process_time() - before, time.monotonic() - began
+        shares = {name: (at_s - threads.get(name, 0.0)) / took_s for name, at_s in _thread_times().items()}
         watching.cancel()
     finally:
         await engine.kill(30)
@@ -147,6 +148,7 @@ async def _measure(given: argparse.Namespace, folder: Path, cgroup: Path | None)
     return {
         "tree": given.tree,
         "percent_of_a_core": round(100 * used_s / took_s, 2),
+        "of_that": {name: round(100 * share, 2) for name, share in shares.items()},
         "a_second": {name: round(count / took_s, 2) for name, count in sorted(counts.items())},
         "processes": given.processes,
         "threads": given.threads,
@@ -154,6 +156,12 @@ async def _measure(given: argparse.Namespace, folder: Path, cgroup: Path | None)
         "others": given.others,
         "recorded_bytes": sum(file.stat().st_size for file in (folder / "records").iterdir()),
     }
+
+
+def _thread_times() -> dict[str, float]:
+    """Processor seconds of our threads by name."""
+    texts = {thread.name: Path(f"/proc/self/task/{thread.native_id}/schedstat") for thread in threading.enumerate()}
+    return {name: int(file.read_text().split()[0]) / 1e9 for name, file in texts.items()}
 
 
 async def _loop(events: asyncio.Queue[Event], recorder: Recorder, gpus: tuple[str, ...], for_s: float) -> Counter[str]:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 PROC = Path("/proc")
 #: How many looks come to one that also sees new processes, and to one that reads every process of the host. While loading
-#: that is each 1.2 and each 12 s or so.
+#: that is each 1.5 and each 15 s or so.
 LIST_EVERY = 3
 WHOLE_EVERY = 30
 
