@@ -125,7 +125,11 @@ class Performer:
         if outside.engine_socket is not None:
             outside.engine_socket.unlink(missing_ok=True)
         await outside.engine.spawn(effect.attempt, argv, environment)
-        self._watch = self.start(outside.observer.watch(effect.attempt, visible, outside.engine.sample, self._loading))
+        self._watch = self.start(
+            outside.observer.watch(
+                effect.attempt, visible, outside.engine.sample, self._loading, outside.engine.pressure
+            )
+        )
 
     async def _kill(self, attempt: int) -> None:
         if self._watch is not None:
