@@ -84,7 +84,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     ),
     "cpu-tp1-eager": Scenario(tensor_parallel=1),
     "cpu-tp2-busy-cores": Scenario(surroundings=around.busy_cores(4), limit_s=400.0),
-    "cpu-tp2-little-memory": Scenario(model="one-shard", surroundings=around.little_memory(2300 * MIB)),
+    "cpu-tp2-little-memory": Scenario(model="one-shard", surroundings=around.little_memory(1950 * MIB)),
     "cpu-tp2-paused": Scenario(
         model="nine-shards", surroundings=around.cold_cache, fault=f"sigstop-for:5:Worker_TP1@{FIRST_SHARD}"
     ),
@@ -119,6 +119,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     # -- crashes --
     "cpu-tp2-cut-shard": Scenario(surroundings=around.cut_shard),
     "cpu-tp2-missing-shard": Scenario(surroundings=around.missing_shard),
+    "cpu-tp2-out-of-memory": Scenario(model="one-shard", surroundings=around.little_memory(1800 * MIB)),
     "cpu-tp2-killed-worker": Scenario(
         model="nine-shards", surroundings=around.slow_disk(40 * MIB), fault=f"sigkill:Worker_TP1@{FIRST_SHARD}"
     ),

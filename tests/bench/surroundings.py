@@ -119,13 +119,15 @@ def little_memory(limit_bytes: int) -> Surroundings:
 
 
 def busy_cores(loops: int) -> Surroundings:
-    """So many processes compute beside the engine, with the same right to the cores."""
+    """So many processes compute beside the engine, each with the same right to the cores as all of the engine: a session
+    of its own makes the scheduler count each for itself (autogroups)."""
 
     @contextlib.contextmanager
     def surroundings(place: Place) -> Iterator[Change]:
         with contextlib.ExitStack() as stack:
             for _ in range(loops):
-                stack.callback(_kill, subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]))
+                loop = subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"], start_new_session=True)
+                stack.callback(_kill, loop)
             yield Change(model=place.model)
 
     return surroundings
