@@ -171,7 +171,6 @@ MIB = 1 << 20
     ("signal", "change"),
     [
         ("rss", {"rss_bytes": 8 * MIB}),
-        ("rss", {"rss_bytes": -8 * MIB}),
         ("read_chars", {"read_chars": 1 * MIB}),
         ("read_bytes", {"read_bytes": 1 * MIB}),
         ("written_bytes", {"written_bytes": 1 * MIB}),

@@ -69,9 +69,9 @@ def process_totals(
     nothing away."""
     total = {signal: totals.get(signal, 0.0) for signal in NOISE_FLOOR if signal != "gpu_memory"}
     for before, now in pairs:
-        # Memory may shrink while work is done, so its changes count both ways; what comes and goes with a process is not
-        # its work.
-        total["rss"] += abs(now.rss_bytes - before.rss_bytes)
+        # Only growth: the kernel takes pages from a hung process too when others need memory. What comes and goes with a
+        # process is not its work.
+        total["rss"] += max(now.rss_bytes - before.rss_bytes, 0)
         total["read_chars"] += _grown(before.read_chars, now.read_chars)
         total["read_bytes"] += _grown(before.read_bytes, now.read_bytes)
         total["written_bytes"] += _grown(before.written_bytes, now.written_bytes)
