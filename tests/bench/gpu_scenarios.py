@@ -54,18 +54,18 @@ def scenarios(card_bytes: float) -> Mapping[str, Scenario]:
     forked = {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}
     return {
         "tp2-cold-one-shard": Scenario(
-            what="15.2 GB in one shard, neither in the page cache nor compiled before", takes_s=170, cold=True
+            what="15.2 GB in one shard, neither in the page cache nor compiled before", takes_s=155, cold=True
         ),
-        "tp2-p2p-hang-stacks": _broken("p2p-hang", "GPU 1 sleeps before the first all-reduce", 110),
+        "tp2-p2p-hang-stacks": _broken("p2p-hang", "GPU 1 sleeps before the first all-reduce", 108),
         "tp2-custom-all-reduce-hang": _broken(
-            "custom-all-reduce-hang", "GPU 1 sleeps before the first all-reduce of vLLM's own kernel", 130
+            "custom-all-reduce-hang", "GPU 1 sleeps before the first all-reduce of vLLM's own kernel", 134
         ),
-        "tp2-rank-missing-stacks": _broken("rank-missing", "rank 1 leaves out its first all-reduce", 100, still_s=30.0),
+        "tp2-rank-missing-stacks": _broken("rank-missing", "rank 1 leaves out its first all-reduce", 115),
         "tp2-worker-stopped": Scenario(
             what="rank 1 is stopped (SIGSTOP) when the capture of graphs begins",
-            takes_s=115,
+            takes_s=125,
             fault="sigstop:Worker_TP1@Capturing CUDA graphs",
-            still_s=30.0,
+            still_s=40.0,
         ),
         "tp2-gpu-taken-for-cache": Scenario(
             what="another process takes 30 GB of GPU 1 just before the KV cache is allocated",
@@ -76,7 +76,7 @@ def scenarios(card_bytes: float) -> Mapping[str, Scenario]:
         ),
         f"tp2-{big}-dummy-cold": Scenario(
             what=f"Qwen2.5-{big.upper()}'s shape, no weights to read, nothing compiled before",
-            takes_s=150,
+            takes_s=140,
             args=("--load-format", "dummy"),
             model=big,
         ),
@@ -88,10 +88,10 @@ def scenarios(card_bytes: float) -> Mapping[str, Scenario]:
             env={**P2P_OFF, **forked},
         ),
         "tp2-eager-warm": Scenario(
-            what="nothing compiled, no graphs, forked workers", takes_s=70, args=("--enforce-eager",), env=forked
+            what="nothing compiled, no graphs, forked workers", takes_s=60, args=("--enforce-eager",), env=forked
         ),
     }
 
 
-def _broken(fault: str, what: str, takes_s: float, still_s: float = 40.0) -> Scenario:
-    return Scenario(what=what, takes_s=takes_s, env={"MGPU_FAULT": fault}, still_s=still_s)
+def _broken(fault: str, what: str, takes_s: float) -> Scenario:
+    return Scenario(what=what, takes_s=takes_s, env={"MGPU_FAULT": fault}, still_s=40.0)

@@ -10,10 +10,10 @@ rank-missing            Rank 1 leaves that all-reduce out, so rank 0 waits for i
 custom-all-reduce-hang  Rank 1's GPU sleeps for ever before the first all-reduce that vLLM's own kernels carry out, so the
                         other GPUs spin in that kernel. --disable-custom-all-reduce cures it.
 
-Made for vLLM 0.26.0 with tensor parallel 2. NCCL's first all-reduce is the warm-up at the end of PyNcclCommunicator's
-making. vLLM's own kernels take over for tensors of less than 8 MB: not in the profiling run, which is larger; while graphs
-are captured they are only recorded; so the first that runs is in the warm-up after the capture, by a replay of a graph, or
-with --enforce-eager by a call.
+Made for vLLM 0.26.0 with tensor parallel 2; seen on two H100s. NCCL's first all-reduce is the warm-up at the end of
+PyNcclCommunicator's making. vLLM's own kernels take over for tensors of less than 8 MB: not in the profiling run, which is
+larger; while graphs are captured they are only recorded; so the first that runs is in the warm-up after the capture, by a
+call if its batch is larger than the largest graph (on an H100 a decode of 1024 requests), else by a replay.
 """
 
 import importlib
