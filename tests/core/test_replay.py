@@ -1,0 +1,282 @@
+"""A recording judged again: every outcome, and the header that says how it was judged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from mgpu_llm.core import recording, replay
+from mgpu_llm.core.engine_log import Phase
+from mgpu_llm.core.history import PastStart
+from mgpu_llm.core.recording import Recording, RecordingError, Row, cut, note
+from mgpu_llm.core.replay import Suspected, judge, policy_of
+from mgpu_llm.core.stall import DEFAULT_PATIENCE_S
+from mgpu_llm.core.states import Policy, Run
+from tests.core.world import BAD_FLAG, BANNER, BASE, NCCL, NOT_FREE, ON_CPU, OUT_OF_MEMORY, UP, policy
+
+
+def said(t: float, text: str) -> Row:
+    return {"t": t, "kind": "log", "line": text}
+
+
+def seen(t: float, rss: int = 1 << 30, **process: object) -> Row:
+    return {"t": t, "kind": "sample", "procs": [{"pid": 702, "name": "vllm", "rss": rss, **process}]}
+
+
+def looked(t: float, *frames: str) -> Row:
+    return {"t": t, "kind": "stacks", "stacks": [{"pid": 702, "frames": list(frames)}]}
+
+
+def quiet(begin: float, end: float) -> list[Row]:
+    """A sample each half second in which nothing moves."""
+    return [seen(begin + 0.5 * step) for step in range(int((end - begin) * 2) + 1)]
+
+
+BOOTED = [said(0.5, BANNER), seen(0.5), said(1.0, NCCL)]
+HUNG = [*BOOTED, *quiet(1.5, 60.0)]
+
+
+def recorded(*rows: Row, header: Row | None = None) -> Recording:
+    return cut(sorted([*([header] if header else []), *rows], key=lambda row: row["t"]))
+
+
+def header(policy: Policy, run: Run, **changes: object) -> Row:
+    """As it comes back from a file, with `changes`."""
+    row: Row = json.loads(json.dumps(replay.recorded_header(policy, run)))
+    return {**row, **changes}
+
+
+# -- outcomes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_start_that_came_to_service_is_healthy() -> None:
+    report = judge(recorded(*BOOTED, seen(1.5), said(2.0, UP), seen(2.5), note(3.0, "healthy"), said(9.0, "clean-up")))
+    assert (report.outcome, report.verdict_at, report.phase) == ("healthy", None, "serving")
+    assert (report.cause, report.decision, report.summary, report.advice, report.evidence) == (None, None, "", "", ())
+    assert (report.last_progress_at, report.ended_at) == (2.0, 3.0)
+    assert [(phase.name, phase.began_s, phase.took_s) for phase in report.phases] == [
+        ("boot", 0.0, 1.0), ("distributed-init", 1.0, 1.0), ("api", 2.0, 1.0)
+    ]  # fmt: skip
+    assert [phase.longest_quiet_s for phase in report.phases] == [0.0, 0.5, 0.5]
+    assert report.phases[1].patience_s == DEFAULT_PATIENCE_S[Phase.DISTRIBUTED_INIT]
+
+
+def test_a_hang_is_stalled_with_what_would_have_been_done() -> None:
+    report = judge(recorded(*HUNG, note(61.0, "limit")))
+    assert (report.outcome, report.phase, report.cause) == (
+        "stalled",
+        "distributed-init",
+        "stalled-in-distributed-init",
+    )
+    assert report.verdict_at == report.ended_at == 17.0
+    assert report.last_progress_at == 1.0
+    assert report.decision == "step down to rung p2p-off"
+    assert report.summary == "stalled in distributed-init: nothing moved for 16 s"
+    assert "NCCL" in report.advice
+    assert any("no answer within 7 s" in word for word in report.evidence)
+    assert report.suspicions == (Suspected(at_s=9.0, phase="distributed-init", cleared_s=None, why=""),)
+    assert (report.phases[-1].took_s, report.phases[-1].longest_quiet_s) == (16.0, 15.5)
+
+
+def test_stacks_in_the_recording_confirm_or_clear_as_they_did() -> None:
+    confirmed = judge(recorded(*HUNG, looked(9.1, "f (x.py:1)"), looked(11.6, "f (x.py:1)")))
+    assert (confirmed.outcome, confirmed.verdict_at) == ("stalled", 11.6)
+    cleared = judge(recorded(*BOOTED, *quiet(1.5, 15.0), looked(9.1, "f (x.py:1)"), looked(11.6, "f (x.py:2)")))
+    assert cleared.outcome == "running"
+    assert cleared.suspicions == (
+        Suspected(at_s=9.0, phase="distributed-init", cleared_s=11.6, why="its stacks are not where they were"),
+    )
+
+
+def test_an_exit_is_a_crash_with_its_error() -> None:
+    report = judge(recorded(*BOOTED, said(2.0, "ValueError: no"), note(3.0, "exit", rc=-9)))
+    assert (report.outcome, report.cause, report.verdict_at) == ("crashed", "engine-exited", 3.0)
+    assert report.summary == "the engine ended in distributed-init with signal 9 (SIGKILL): ValueError: no"
+    assert report.decision == "try again on rung base after 2 s"
+
+
+def test_what_was_refused_is_a_crash_that_nobody_repeats() -> None:
+    report = judge(recorded(said(0.5, BAD_FLAG), note(1.0, "exit", rc=2)))
+    assert (report.outcome, report.cause, report.phase) == ("crashed", "bad-arguments", "boot")
+    assert report.decision == "give up (exit status 65)"
+
+
+def test_a_recording_that_breaks_off_before_there_is_anything_to_tell_is_running() -> None:
+    report = judge(recorded(*BOOTED, seen(1.5)))
+    assert (report.outcome, report.cause, report.decision, report.verdict_at) == ("running", None, None, None)
+    assert (report.phase, report.ended_at) == ("distributed-init", 1.5)
+
+
+def test_a_recording_that_breaks_off_after_the_engine_named_its_failure_is_the_crash_it_would_have_been() -> None:
+    report = judge(recorded(*BOOTED, said(2.0, NOT_FREE), seen(2.5), note(3.0, "limit")))
+    assert (report.outcome, report.cause, report.verdict_at) == ("crashed", "gpu-not-free", None)
+    assert report.decision == "try again on rung base after 2 s"
+    assert report.evidence
+
+
+def test_a_recording_of_nothing_is_running() -> None:
+    report = judge(cut([]))
+    assert (report.outcome, report.phase, report.ended_at) == ("running", "boot", 0.0)
+    assert [phase.name for phase in report.phases] == ["boot"]
+
+
+def test_rows_out_of_order_do_not_turn_the_clock_back() -> None:
+    rows = (seen(5.0), said(3.0, "late"), seen(5.5))
+    report = judge(cut([*BOOTED, *rows]))
+    assert report.last_progress_at == 5.0
+    assert report.ended_at == 5.5
+
+
+def test_a_broken_row_is_refused() -> None:
+    with pytest.raises(RecordingError, match=r"the sample row at t=2\.0 has a field of a wrong type"):
+        judge(recorded(*BOOTED, {"t": 2.0, "kind": "sample", "procs": [{}]}))
+
+
+def test_a_report_is_one_json_document_with_times_in_milliseconds() -> None:
+    report = replace(judge(recorded(*HUNG)), last_progress_at=1.00049)
+    document = json.loads(json.dumps(replay.to_json(report)))
+    assert document["last_progress_at"] == 1.0
+    assert document["verdict_at"] == 17.0
+    assert document["phases"][0] == {
+        "name": "boot", "began_s": 0.0, "took_s": 1.0, "longest_quiet_s": 0.0, "patience_s": 25.0
+    }  # fmt: skip
+    assert document["suspicions"] == [{"at_s": 9.0, "phase": "distributed-init", "cleared_s": None, "why": ""}]
+
+
+# -- without a header ------------------------------------------------------------------------------------------------
+
+
+def test_without_a_header_the_built_in_ladder_is_for_as_many_gpus_as_were_seen() -> None:
+    gpus = {"t": 1.0, "kind": "sample", "gpus": [{"mem": 1}, {"mem": 1}, {"mem": 1}, {"mem": 1}]}
+    assert [rung.name for rung in policy_of(recorded(gpus)).rungs][:2] == ["base", "p2p-off"]
+    assert policy_of(recorded(gpus)).rungs[0].launch.tensor_parallel == 4
+    unseen = {"t": 1.0, "kind": "unobserved", "why": "x"}
+    assert policy_of(recorded(unseen)).rungs[0].launch.gpus is not None
+    assert policy_of(recorded(*BOOTED)).rungs[0].launch.gpus is None
+
+
+def test_without_a_header_patience_and_the_rest_are_the_defaults() -> None:
+    judged, default = policy_of(recorded(*BOOTED)), policy(ON_CPU)
+    assert replace(judged, rungs=(), learn_factor=5.0) == replace(default, rungs=())
+
+
+def test_gpus_that_were_never_seen_lengthen_the_patience() -> None:
+    missed = {"t": 1.2, "kind": "unobserved", "why": "NVML did not answer"}
+    report = judge(recorded(*HUNG, missed))
+    assert report.verdict_at == pytest.approx(3 * 16.0 + 1.0)
+
+
+# -- the header ------------------------------------------------------------------------------------------------------
+
+TAUGHT = PastStart(
+    launch="k", model="/m", at="2026-11-24T21:05:00Z", duration_s=99.0, phase_s={}, quiet_s={"distributed-init": 6.0}
+)
+MADE_SO = policy(
+    BASE,
+    past=(TAUGHT,),
+    attempts=7,
+    crashes_per_rung=3,
+    backoff_s=1.5,
+    backoff_ceiling_s=9.0,
+    weights_bytes=15_200_000_000,
+)
+RUN = Run(attempt=5, rung=1, tries=4, tries_on_rung=2)
+
+
+def test_the_policy_of_a_header_judges_as_the_policy_it_was_made_of() -> None:
+    given = policy_of(recorded(*BOOTED, header=header(MADE_SO, RUN)))
+    assert given.allowed == MADE_SO.allowed
+    assert given.allowed[Phase.DISTRIBUTED_INIT] == 30.0
+    for name in ("attempts", "crashes_per_rung", "backoff_s", "backoff_ceiling_s", "weights_bytes", "look_at_stacks"):
+        assert getattr(given, name) == getattr(MADE_SO, name), name
+    assert [(rung.name, rung.kind) for rung in given.rungs] == [(rung.name, rung.kind) for rung in MADE_SO.rungs]
+    assert {rung.launch.gpus is None for rung in given.rungs} == {False}
+    again = header(given, RUN, tp=2)
+    assert again == header(MADE_SO, RUN), "and so on, for ever"
+
+
+@pytest.mark.parametrize("made_so", [MADE_SO, policy(ON_CPU), policy(BASE, look_at_stacks=False), policy(attempts=4)])
+@pytest.mark.parametrize("rows", [HUNG, [*BOOTED, said(2.0, OUT_OF_MEMORY), note(3.0, "exit", rc=1)], [*BOOTED, note(3.0, "exit", rc=1)]])  # fmt: skip # noqa: E501
+@pytest.mark.parametrize("run", [RUN, Run(attempt=1, tries=1, tries_on_rung=1)])
+def test_a_recording_with_a_header_is_judged_as_its_policy_judges_it(
+    made_so: Policy, rows: list[Row], run: Run
+) -> None:
+    with_header = recorded(*rows, header=header(made_so, run))
+    assert judge(with_header) == judge(with_header, made_so)
+
+
+def test_a_header_says_on_which_rung_and_in_which_try_it_was() -> None:
+    crashed = [*BOOTED, note(3.0, "exit", rc=1)]
+    first = judge(recorded(*crashed, header=header(MADE_SO, replace(RUN, tries_on_rung=1))))
+    assert first.decision == "try again on rung p2p-off after 1.5 s"
+    third = judge(recorded(*crashed, header=header(MADE_SO, replace(RUN, tries_on_rung=3))))
+    assert third.decision == "step down to rung utilisation-0.85"
+    last = judge(recorded(*crashed, header=header(MADE_SO, replace(RUN, tries=7))))
+    assert last.decision == "give up (exit status 69)"
+
+
+def test_stacks_that_were_switched_off_are_not_asked_for_again() -> None:
+    blind = header(policy(ON_CPU, look_at_stacks=False), RUN)
+    report = judge(recorded(*HUNG, looked(9.1, "f (x.py:1)"), looked(11.6, "f (x.py:1)"), header=blind))
+    assert report.verdict_at == 17.0
+    assert any("heartbeat.stacks is false" in word for word in report.evidence)
+
+
+def test_the_size_of_the_weights_comes_from_the_header() -> None:
+    assert policy_of(recorded(header=header(MADE_SO, RUN))).weights_bytes == 15_200_000_000
+    assert policy_of(recorded(header=header(policy(), RUN))).weights_bytes is None
+
+
+def test_a_header_of_an_older_daemon_leaves_the_rest_to_the_defaults() -> None:
+    old = note(0.0, "attempt", attempt=3)
+    given = policy_of(recorded(*BOOTED, header=old))
+    assert given.patience == DEFAULT_PATIENCE_S
+    assert judge(recorded(*HUNG, header=old)).outcome == "stalled"
+
+
+def test_a_policy_that_does_not_know_the_rung_judges_it_as_its_base() -> None:
+    other = recorded(*HUNG, header=header(MADE_SO, replace(RUN, rung=4)))
+    short = replace(MADE_SO, rungs=MADE_SO.rungs[:2], past=())
+    assert judge(other, short).decision == "step down to rung p2p-off"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"format": 2}, "it has format 2, and this version knows 1"),
+        ({"format": None}, "it has format None, and this version knows 1"),
+        ({"rung": "nowhere"}, "its rung is none of its rungs"),
+        ({"rung": None}, "its rung is none of its rungs"),
+        ({"rungs": 5}, "'int' object is not iterable"),
+        ({"rungs": [[]]}, "list index out of range"),
+        ({"rungs": [["p2p-off", "base"]]}, "not enough values to unpack (expected 3, got 2)"),
+        ({"rungs": [["p2p-off", "of-no-kind", True]]}, "'of-no-kind' is not a valid Kind"),
+        ({"tp": "x"}, "invalid literal for int() with base 10: 'x'"),
+        ({"patience": {"boot": "x"}}, "could not convert string to float: 'x'"),
+        ({"patience": {"boot": float("nan")}}, "a patience is no time in seconds"),
+        ({"patience": {"boot": float("inf")}}, "a patience is no time in seconds"),
+        ({"patience": {"boot": 0}}, "a patience is no time in seconds"),
+        ({"patience": 5}, "'int' object has no attribute 'get'"),
+        ({"attempts": None}, "int() argument must be a string, a bytes-like object or a real number, not 'NoneType'"),
+        ({"attempts": float("inf")}, "cannot convert float infinity to integer"),
+        ({"backoff": [1.0]}, "not enough values to unpack (expected 2, got 1)"),
+        ({"backoff": 5}, "cannot unpack non-iterable int object"),
+        ({"weights_bytes": "x"}, "invalid literal for int() with base 10: 'x'"),
+        ({"weights_bytes": 10**400}, "it has more than 64 bits"),
+        ({"attempt": "x"}, "invalid literal for int() with base 10: 'x'"),
+        ({"tries": None}, "int() argument must be a string, a bytes-like object or a real number, not 'NoneType'"),
+        ({"tries_on_rung": float("inf")}, "cannot convert float infinity to integer"),
+    ],
+)
+def test_a_broken_header_is_refused_in_one_line(changes: dict[str, object], why: str) -> None:
+    with pytest.raises(RecordingError) as refused:
+        judge(recorded(*BOOTED, header=header(MADE_SO, RUN, **changes)))
+    assert str(refused.value) == f"its first row is broken: {why}"
+
+
+def test_a_header_is_the_first_row_and_has_no_time_of_its_own() -> None:
+    row = replay.recorded_header(MADE_SO, RUN)
+    assert (row["t"], row["kind"], row["what"], row["format"]) == (0.0, "note", "attempt", recording.FORMAT)
+    assert (row["attempt"], row["rung"], row["tp"]) == (5, "p2p-off", 2)
