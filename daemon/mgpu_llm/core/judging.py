@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import assert_never
 
 from mgpu_llm.core import diagnosis, progress, stall
 from mgpu_llm.core import suspicion as suspicions
@@ -49,6 +50,8 @@ def _judged(state: Starting, suspicion: Suspicion | None, at: float, policy: Pol
             return _cleared(working, at, "its stacks are not where they were")
         case Suspect():
             return _suspected(state, verdict, suspicion, at, policy)
+        case _ as unreachable:
+            assert_never(unreachable)
 
 
 def _cleared(state: Starting, at: float, why: str) -> Judged:

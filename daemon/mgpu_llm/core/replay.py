@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 from mgpu_llm.core import decision as decisions
 from mgpu_llm.core import ladder, progress, readings, recording, supervisor
@@ -214,6 +214,8 @@ def _decision(then: Next | None, policy: Policy, run: Run) -> str | None:
             return f"give up (exit status {then.status})"
         case Rest() | None:
             return None
+        case _ as unreachable:
+            assert_never(unreachable)
 
 
 def _phases(last: Starting, policy: Policy, until: float) -> tuple[PhaseReport, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Final, assert_never
 
 from mgpu_llm.core import decision, diagnosis, judging, progress, stall
 from mgpu_llm.core.diagnosis import Diagnosis
@@ -118,6 +118,8 @@ def _after_look(
             return _after_gpus_unobserved(state, event)
         case HostSampled():
             return replace(state, progress=progress.after_host(state.progress, event)), ()
+        case _ as unreachable:
+            assert_never(unreachable)
 
 
 def _after_gpus_unobserved(state: Starting, event: GpusUnobserved) -> Step:
