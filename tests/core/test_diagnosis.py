@@ -134,7 +134,7 @@ def test_words_that_only_resemble_a_cause_name_none(text: str) -> None:
     assert clue_of(text) == Clue()
 
 
-@pytest.mark.parametrize("name", recordings.names())
+@pytest.mark.parametrize("name", [name for name in recordings.names() if name in recordings.expected()])
 def test_no_line_of_a_recorded_start_names_a_cause_unless_it_failed_of_it(name: str) -> None:
     expected = recordings.expected()[name]
     # What is no cause of the engine's own words is how it ended, or where it stood still.

@@ -115,6 +115,7 @@ def test_every_level_of_the_engine_has_one_of_ours(level: str) -> None:
         ("Using cache directory: /x/torch_compile_cache/a/rank_0_0 for vLLM's torch.compile", Phase.COMPILE),
         ("[backbone] Using cache directory: /x for vLLM's torch.compile", Phase.COMPILE),
         ("Dynamo bytecode transform time: 6.62 s", Phase.COMPILE),
+        ("Warming up model for the compilation...", Phase.COMPILE),
         ("Available KV cache memory: 117.78 GiB", Phase.KV_CACHE),
         ("GPU KV cache size: 4,410,656 tokens", Phase.WARM_UP),
         (

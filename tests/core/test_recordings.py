@@ -11,7 +11,7 @@ from mgpu_llm.core import recording, replay
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.events import GpusSampled, GpusUnobserved
 from mgpu_llm.core.recording import Recording
-from mgpu_llm.core.stall import UNOBSERVED_GPU_FACTOR
+from mgpu_llm.core.stall import UNCONFIRMED_FACTOR, UNOBSERVED_GPU_FACTOR
 from tests.support import recordings
 
 EXPECTED = recordings.expected()
@@ -81,7 +81,8 @@ def test_the_phases_of_a_healthy_start_follow_each_other_to_its_end(name: str) -
     report = replay.judge(recordings.load(name))
     names = [phase.name for phase in report.phases]
     assert names == sorted(names, key=[phase.label for phase in Phase].index)
-    assert {"boot", "weights", "warm-up", "api"} <= set(names)
+    said = {"boot", "weights", "warm-up", "api"} if recordings.speaks(recordings.load(name)) else {"boot"}
+    assert said <= set(names)
     for before, after in pairwise(report.phases):
         assert after.began_s == pytest.approx(before.began_s + before.took_s)
     assert report.phases[-1].began_s + report.phases[-1].took_s == pytest.approx(report.ended_at, abs=1.0)
@@ -90,7 +91,10 @@ def test_the_phases_of_a_healthy_start_follow_each_other_to_its_end(name: str) -
 def _without_gpus(recorded: Recording) -> Recording:
     """The same start where NVML never answers."""
     rows = [
-        [{**row, "gpus": []}, {"t": row["t"], "kind": "unobserved", "why": "NVML did not answer"}]
+        [
+            {key: value for key, value in row.items() if key != "gpus"},
+            {"t": row["t"], "kind": "unobserved", "why": "NVML did not answer"},
+        ]
         if row.get("gpus")
         else [row]
         for row in recorded.rows
@@ -106,6 +110,10 @@ def test_a_stall_is_noticed_without_sight_of_the_gpus_too_only_later(name: str) 
     assert any(isinstance(event, GpusUnobserved) for event in happened)
     assert not any(isinstance(event, GpusSampled) for event in happened)
     seen, unseen = replay.judge(recorded), replay.judge(blind)
+    if unseen.outcome == "running":
+        needed_s = UNOBSERVED_GPU_FACTOR * UNCONFIRMED_FACTOR * seen.phases[-1].patience_s
+        assert recorded.ended_at - seen.last_progress_at < needed_s, "the recording lasted long enough for a verdict"
+        return
     assert (unseen.outcome, unseen.cause) == ("stalled", seen.cause)
     assert verdict_after_s(name, seen) < verdict_after_s(name, unseen)
     limit_s = VERDICT_WITHIN_S.get(seen.phase, VERDICT_WITHIN_ELSEWHERE_S)

@@ -58,7 +58,7 @@ def test_a_healthy_start_is_never_killed_and_becomes_ready_when_its_server_answe
     assert world.all(KillEngine) == []
     assert world.all(NotifyReady) == []
     assert isinstance(world.state, Starting)
-    assert world.state.progress.serving
+    assert world.state.progress.serving is recordings.speaks(recorded)
     assert world.all(ProbeHealth)
     asked = world.send(HealthProbed(at=world.at, attempt=1, healthy=True, detail="200"))
     assert ProbeCompletion(attempt=1) in asked
@@ -67,11 +67,19 @@ def test_a_healthy_start_is_never_killed_and_becomes_ready_when_its_server_answe
     assert world.all(NotifyReady) == [NotifyReady()]
 
 
-@pytest.mark.parametrize("name", HEALTHY)
-def test_a_healthy_start_announces_its_phases_in_order(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in HEALTHY if recordings.speaks(load(name))])
+def test_a_healthy_start_that_speaks_announces_its_phases_in_order(name: str) -> None:
     seen = [str(said.facts["phase"]) for said in replay(load(name)).announced("engine.phase")]
     assert seen == sorted(seen, key=[phase.label for phase in Phase].index)
     assert {"weights", "warm-up", "api"} <= set(seen)
+
+
+def test_a_healthy_start_that_says_nothing_known_is_asked_for_service_all_along() -> None:
+    recorded = load("cpu-tp2-says-nothing")
+    assert not recordings.speaks(recorded)
+    world = replay(recorded)
+    assert len(world.all(ProbeHealth)) >= recorded.ended_at / TICK_S - 2
+    assert world.announced("engine.phase") == []
 
 
 @pytest.mark.parametrize("name", HANGS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from mgpu_llm.core import recording
+from mgpu_llm.core import engine_log, recording
 from mgpu_llm.core.recording import Recording
 
 FOLDER: Final = Path(__file__).parent.parent / "data" / "recordings"
@@ -41,6 +41,11 @@ def load(name: str) -> Recording:
     """Read one recording up to the point from which its recorder cleans up."""
     with gzip.open(FOLDER / f"{name}{_SUFFIX}") as lines:
         return recording.read(lines)
+
+
+def speaks(recorded: Recording) -> bool:
+    """Whether the engine said anything that tells where it is: one whose log level is ERROR does not."""
+    return any(engine_log.facts(engine_log.parse(line).message).phase is not None for line in recorded.lines)
 
 
 def slowed(recorded: Recording, factor: float) -> Recording:

@@ -96,7 +96,7 @@ _PHASES: Final = (
     (re.compile(r"rank \d+ in world size \d+ is assigned as|Starting to load model |Loading model from scratch"), Phase.WEIGHTS),
     (
         re.compile(
-            r"Model loading took [\d.]+ GiB|Dynamo bytecode transform time"
+            r"Model loading took [\d.]+ GiB|Dynamo bytecode transform time|Warming up model for the compilation"
             r"|cache directory: .* for vLLM's torch\.compile"
         ),
         Phase.COMPILE,
