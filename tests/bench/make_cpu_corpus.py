@@ -84,9 +84,12 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     ),
     "cpu-tp1-eager": Scenario(tensor_parallel=1),
     "cpu-tp2-busy-cores": Scenario(surroundings=around.busy_cores(4), limit_s=400.0),
-    "cpu-tp2-little-memory": Scenario(model="one-shard", surroundings=around.little_memory(1950 * MIB)),
+    "cpu-tp2-little-memory": Scenario(model="one-shard", surroundings=around.little_memory(2300 * MIB)),
     "cpu-tp2-paused": Scenario(
         model="nine-shards", surroundings=around.cold_cache, fault=f"sigstop-for:5:Worker_TP1@{FIRST_SHARD}"
+    ),
+    "cpu-tp2-long-pause": Scenario(
+        model="nine-shards", surroundings=around.cold_cache, fault=f"sigstop-for:12:Worker_TP1@{FIRST_SHARD}"
     ),
     "cpu-tp2-says-nothing": Scenario(args=SILENT, env={"VLLM_LOGGING_LEVEL": "ERROR"}),
     # -- stalls --
@@ -96,6 +99,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
         args=SILENT, env=_fault("rank-missing", VLLM_LOGGING_LEVEL="ERROR"), still_s=STILL_S
     ),
     "cpu-tp2-hang-warm-up": Scenario(env=_fault("hang-warm-up", VLLM_RINGBUFFER_WARNING_INTERVAL="5"), still_s=STILL_S),
+    "cpu-tp2-spin-in-warm-up": Scenario(env=_fault("spin-in-warm-up"), still_s=STILL_S),
     "cpu-tp2-frozen-worker": Scenario(
         model="nine-shards", surroundings=around.cold_cache, fault=f"sigstop:Worker_TP1@{FIRST_SHARD}", still_s=STILL_S
     ),

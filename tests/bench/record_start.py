@@ -40,7 +40,6 @@ from mgpu_llm.core.events import (
     Event,
     GpusSampled,
     GpusUnobserved,
-    HostSampled,
     LineRead,
     ProcessesSampled,
     StacksTaken,
@@ -53,7 +52,6 @@ from tests.bench.tape import SECRET, Tape, secrets
 #: Once nothing has moved for so long, it is worth a look at the stacks: healthy starts stand still for less.
 QUIET_S: Final = 3.0
 STACKS_DEADLINE_S: Final = 4.0
-HOST_EVERY_S: Final = 2.0
 PROBE_EVERY_S: Final = 0.5
 KILL_S: Final = 30.0
 HARMLESS: Final = re.compile(r"NCCL|VLLM|TORCH|MGPU|CUDA_VISIBLE_DEVICES$")
@@ -112,13 +110,12 @@ class Recorder:
         if self._failed:
             raise RecordError(self._failed)
         observer = Observer(gpus, uuids, time.monotonic, self.emit)
-        watching = observer.watch(ATTEMPT, self._options.gpus, self.engine.sample, lambda: True)
+        watching = observer.watch(ATTEMPT, self._options.gpus, self.engine.sample, lambda: True, self.engine.pressure)
         async with contextlib.AsyncExitStack() as stack:
             probes = Probes(Endpoint(url=self._options.url), health_timeout_s=1.0, completion_timeout_s=60.0)
             stack.push_async_callback(probes.close)
             watchers = [
-                asyncio.create_task(work)
-                for work in (watching, self._watch_host(), self._watch_stacks(), self._watch_health(probes))
+                asyncio.create_task(work) for work in (watching, self._watch_stacks(), self._watch_health(probes))
             ]
             stack.push_async_callback(_end, watchers)
             waited: list[asyncio.Future[Any]] = [self.ended, *watchers]
@@ -126,7 +123,8 @@ class Recorder:
             for watcher in watchers:
                 if watcher.done():
                     watcher.result()  # one that ends by itself has failed: this raises
-            end = self.ended.result() if self.ended.done() else recording.note(self._now(), "limit")
+            self._end("limit")  # unless it has ended
+            end = self.ended.result()
             self._tape.write(end)
             if end["what"] == "healthy":
                 asked_at = self._now()
@@ -141,6 +139,8 @@ class Recorder:
         await self.engine.kill(KILL_S)
 
     def emit(self, event: Event) -> None:
+        if isinstance(event, EngineStuck):
+            print(f"still there after SIGKILL: {', '.join(event.holders)}", file=sys.stderr)
         if self.ended.done():
             return
         match event:
@@ -151,8 +151,6 @@ class Recorder:
                 self._failed = event.reason
             case EngineExited():
                 self._end("exit", rc=event.status)
-            case EngineStuck():
-                print(f"still there after SIGKILL: {', '.join(event.holders)}", file=sys.stderr)
             case _:
                 if row := recording.to_row(event, self._spawned_at):
                     self._tape.write(row)
@@ -185,12 +183,6 @@ class Recorder:
         if not self.ended.done():
             self.ended.set_result(recording.note(self._now(), what, **more))
 
-    async def _watch_host(self) -> None:
-        while True:
-            memory, storage = pressure("memory"), pressure("io")
-            self.emit(HostSampled(at=time.monotonic(), attempt=ATTEMPT, memory_percent=memory, storage_percent=storage))
-            await asyncio.sleep(HOST_EVERY_S)
-
     async def _watch_health(self, probes: Probes) -> None:
         while True:
             if (await probes.health()).good:
@@ -205,16 +197,6 @@ class Recorder:
                 await asyncio.sleep(self._options.stacks_every_s)
             else:
                 await asyncio.sleep(PROBE_EVERY_S)
-
-
-def pressure(resource: str) -> float | None:
-    """Percent of the last ten seconds in which everybody waited for "memory" or "io"; None where the kernel has no PSI."""
-    try:
-        text = Path("/proc/pressure", resource).read_text()
-    except OSError:
-        return None
-    full = re.search(r"^full avg10=([\d.]+)", text, re.MULTILINE)
-    return float(full[1]) if full else None
 
 
 async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:

@@ -9,6 +9,8 @@ rank-missing     The last rank sleeps before that collective, so the others wait
 exit-in-weights  Loading the weights runs out of CUDA memory unless --gpu-memory-utilization is 0.8 or less.
 hang-warm-up     The last rank sleeps when the model is to be warmed up, so EngineCore waits for its answer and complains of it
                  every VLLM_RINGBUFFER_WARNING_INTERVAL seconds.
+spin-in-warm-up  The same, and whoever waits spins in Python instead of sleeping, as vLLM did before it had SpinCondition (0.8.4):
+                 its stack is another one at every look, though nothing gets anywhere.
 jit-lock         After the weights every rank builds a C++ extension in MGPU_FAULT_BUILD_DIR, as torch's cpp_extension does for
                  kernels that are compiled when needed. A file "lock" there, left by a builder that died, is waited for.
 
@@ -39,12 +41,15 @@ def register() -> None:
             _break_first_collective(fault)
     elif fault == "hang-warm-up":
         _sleep_in_warm_up()
+    elif fault == "spin-in-warm-up":
+        _spin_while_waiting()
+        _sleep_in_warm_up()
     elif fault == "jit-lock":
         _build_after_weights(Path(os.environ["MGPU_FAULT_BUILD_DIR"]))
     else:
         raise ValueError(
             f"cannot break vLLM: MGPU_FAULT is '{fault}', not 'p2p-hang', 'rank-missing', 'exit-in-weights', "
-            "'hang-warm-up' or 'jit-lock'"
+            "'hang-warm-up', 'spin-in-warm-up' or 'jit-lock'"
         )
 
 
@@ -108,6 +113,15 @@ def _sleep_in_warm_up() -> None:
         return healthy(self)
 
     worker.compile_or_warm_up_model = compile_or_warm_up_model
+
+
+def _spin_while_waiting() -> None:
+    queues = importlib.import_module("vllm.distributed.device_communicators.shm_broadcast")
+
+    def wait(condition: Any, timeout_ms: int | None = None) -> None:
+        queues.sched_yield()
+
+    queues.SpinCondition.wait = wait
 
 
 def _build_after_weights(folder: Path) -> None:
