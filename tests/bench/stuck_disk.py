@@ -2,8 +2,9 @@
 
     python -m tests.bench.stuck_disk FOLDER MOUNTPOINT --after BYTES
 
-Serves until it is killed; whoever waits for it then gets an error. Speaks the kernel's protocol (linux/fuse.h, 7.31) by itself:
-no library is needed, only root and /dev/fuse.
+Serves until it is killed, or until somebody who waits for it is; whoever waits then gets an error. (By itself the kernel lets
+no asker die, even of SIGKILL, before its request is finished: "wait it out", says fs/fuse/dev.c.) Speaks the kernel's protocol
+(linux/fuse.h, 7.31) by itself: no library is needed, only root and /dev/fuse.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import struct
 from pathlib import Path
 from typing import Final
 
-LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, FLUSH, INIT, OPENDIR, READDIR, RELEASEDIR, DESTROY, BATCH_FORGET = (
-    1, 2, 3, 14, 15, 18, 25, 26, 27, 28, 29, 38, 42,
+LOOKUP, FORGET, GETATTR, OPEN, READ, RELEASE, FLUSH, INIT, OPENDIR, READDIR, RELEASEDIR, INTERRUPT, DESTROY, BATCH_FORGET = (
+    1, 2, 3, 14, 15, 18, 25, 26, 27, 28, 29, 36, 38, 42,
 )  # fmt: skip
 ROOT: Final = 1
 HEADER: Final = struct.Struct("<IIQQIIII")
@@ -46,6 +47,8 @@ class StuckDisk:
                     continue
                 raise
             _, opcode, unique, node, *_ = HEADER.unpack_from(request)
+            if opcode == INTERRUPT:
+                return
             self._answer(opcode, unique, node, request[HEADER.size :])
 
     def _answer(self, opcode: int, unique: int, node: int, body: bytes) -> None:
