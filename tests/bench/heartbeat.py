@@ -10,8 +10,6 @@ repeated it repeats at the same pace. Ends with 1 if ours kills a healthy start 
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,11 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from mgpu_llm.core import engine_log, recording, replay
+from mgpu_llm.core import engine_log, replay
 from mgpu_llm.core.recording import Recording
+from tests.support import recordings
 
-ROOT: Final = Path(__file__).resolve().parents[2]
-FOLDER: Final = ROOT / "tests/data/recordings"
 #: A verdict on a stall may come so long after the last progress.
 GOAL_S: Final = {"distributed-init": 20.0}
 GOAL_ELSEWHERE_S: Final = 60.0
@@ -51,30 +48,23 @@ class Rule:
     verdict: Callable[[Start], float]
 
 
-def starts(folder: Path = FOLDER) -> tuple[Start, ...]:
+def starts() -> tuple[Start, ...]:
     """The corpus, by name."""
-    expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
-    return tuple(_start(folder, name, known) for name, known in sorted(expected.items()))
-
-
-def _start(folder: Path, name: str, known: dict[str, object]) -> Start:
-    with gzip.open(folder / f"{name}.jsonl.gz") as lines:
-        recorded = recording.read(lines)
-    last = known.get("last_progress_s")
-    return Start(
-        name=name,
-        truth=str(known["outcome"]),
-        recorded=recorded,
-        phase=str(known.get("phase", "")),
-        last_progress_s=float(str(last)) if last is not None else 0.0,
+    return tuple(
+        Start(
+            name=name,
+            truth=known.outcome,
+            recorded=recordings.load(name),
+            phase=known.phase,
+            last_progress_s=known.last_progress_s or 0.0,
+        )
+        for name, known in sorted(recordings.expected().items())
     )
 
 
 def slowed(start: Start, factor: int) -> Start:
     """The same start on a host that does everything `factor` times more slowly: a synthetic one."""
-    rows = tuple({**row, "t": row["t"] * factor} for row in start.recorded.rows)
-    slow = replace(start.recorded, rows=rows, ended_at=start.recorded.ended_at * factor)
-    return replace(start, name=f"{start.name}, slowed {factor}x", recorded=slow)
+    return replace(start, name=f"{start.name}, slowed {factor}x", recorded=recordings.slowed(start.recorded, factor))
 
 
 def ours(start: Start) -> float:

@@ -49,6 +49,20 @@ def speaks(recorded: Recording) -> bool:
 
 
 def slowed(recorded: Recording, factor: float) -> Recording:
-    """The same start on a host that needs so many times as long for everything."""
-    rows = tuple({**row, "t": row["t"] * factor} for row in recorded.rows)
-    return replace(recorded, rows=rows, ended_at=recorded.ended_at * factor)
+    """The same start on a host that needs so many times as long for everything that it does itself. How long somebody else
+    stopped a process (SIGSTOP to SIGCONT, noted as a fault) is not its doing."""
+    pauses = _pauses(recorded)
+
+    def later(t: float) -> float:
+        paused = sum(min(max(t - begun, 0.0), ended - begun) for begun, ended in pauses)
+        return (t - paused) * factor + paused
+
+    rows = tuple({**row, "t": later(row["t"])} for row in recorded.rows)
+    return replace(recorded, rows=rows, ended_at=later(recorded.ended_at))
+
+
+def _pauses(recorded: Recording) -> list[tuple[float, float]]:
+    """From when to when a process was stopped that went on later."""
+    faults = [(str(row.get("fault")), float(row["t"])) for row in recorded.rows if row.get("what") == "fault"]
+    begun = [t for fault, t in faults if fault.startswith("sigstop-for")]
+    return list(zip(begun, [t for fault, t in faults if fault == "sigcont"], strict=False))

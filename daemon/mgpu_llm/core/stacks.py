@@ -50,6 +50,11 @@ def storage_waiters(stacks: Iterable[Stack]) -> tuple[Stack, ...]:
     return tuple(stack for stack in stacks if _waits_for_storage(stack))
 
 
+def stopped(stacks: Iterable[Stack]) -> tuple[str, ...]:
+    """The processes that somebody has stopped, by a signal or in a debugger."""
+    return tuple(dict.fromkeys(f"{stack.pid} ({stack.process})" for stack in stacks if stack.state in ("T", "t")))
+
+
 def shown(stacks: Iterable[Stack]) -> tuple[str, ...]:
     """Where each process stands, one line for its main thread, for people."""
     mains = [stack for stack in stacks if stack.thread == stack.pid]
