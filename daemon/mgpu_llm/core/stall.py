@@ -9,7 +9,7 @@ from typing import Final
 
 from mgpu_llm.core import signals, stacks
 from mgpu_llm.core.engine_log import Phase
-from mgpu_llm.core.events import ProcessSample, Stack
+from mgpu_llm.core.events import GpuSample, ProcessSample, Stack
 from mgpu_llm.core.progress import Progress
 from mgpu_llm.core.suspicion import Finding, Suspicion
 
@@ -67,8 +67,8 @@ class Suspect:
 @dataclass(frozen=True, kw_only=True)
 class Stalled:
     """Nothing has moved for `idle_s`, and nobody works. `evidence` says what was seen; the rest is what may explain it:
-    whether something spins (None: nobody looked), and descriptions of who is stopped, waits for a lock file, waits for
-    storage, and of the host's memory."""
+    whether something spins (None: nobody looked), descriptions of who is stopped, waits for a lock file, waits for
+    storage, and of the host's memory, and what the GPUs, the stacks and the last line were."""
 
     phase: Phase
     idle_s: float
@@ -79,6 +79,9 @@ class Stalled:
     lock_waits: tuple[str, ...] = ()
     storage_waits: tuple[str, ...] = ()
     thrashing: str = ""
+    gpus: tuple[GpuSample, ...] = ()
+    stacks: tuple[Stack, ...] = ()
+    last_line: str = ""
 
 
 Verdict = Moving | Suspect | Stalled
@@ -118,6 +121,9 @@ def judge(
         lock_waits=_lock_waits(progress, seen),
         storage_waits=_storage_waits(progress, seen),
         thrashing=_thrashing(progress),
+        gpus=() if progress.gpus_unobserved else progress.gpus,
+        stacks=seen,
+        last_line=progress.last_line,
     )
 
 
