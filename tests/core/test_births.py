@@ -26,7 +26,7 @@ def test_a_script_that_polls_is_no_progress_for_ever_however_large_its_children_
     begun = world.at
     world.watch(120.0, poll)
     assert isinstance(world.state, Killing)
-    assert world.last_diagnosis.cause == "stalled-in-distributed-init"
+    assert world.last_diagnosis.cause == "nccl-p2p"
     assert world.at - begun == pytest.approx(MOST_BIRTHS + PATIENCE_S, abs=2.5)
 
 

@@ -104,5 +104,5 @@ def test_a_stall_after_an_error_names_the_error() -> None:
     world = loading().say("(Worker pid=1) ERROR 11-22 10:28:14 [x.py:1] RuntimeError: the peer went away")
     world.watch(60.0)
     found: Diagnosis = world.last_diagnosis
-    assert found.cause == "stalled-in-distributed-init"
+    assert found.cause == "nccl-p2p"
     assert 'error before: "RuntimeError: the peer went away"' in found.evidence

@@ -117,7 +117,10 @@ def test_a_stall_is_noticed_without_sight_of_the_gpus_too_only_later(name: str) 
         needed_s = UNOBSERVED_GPU_FACTOR * UNCONFIRMED_FACTOR * seen.phases[-1].patience_s
         assert recorded.ended_at - seen.last_progress_at < needed_s, "the recording lasted long enough for a verdict"
         return
-    assert (unseen.outcome, unseen.cause) == ("stalled", seen.cause)
+    # What the GPUs do tells causes apart that look the same without them.
+    unknown = {"nccl-p2p", "nccl-bootstrap", "custom-all-reduce"}
+    assert unseen.outcome == "stalled"
+    assert unseen.cause == (f"stalled-in-{seen.phase}" if seen.cause in unknown else seen.cause)
     assert verdict_after_s(name, seen) < verdict_after_s(name, unseen)
     limit_s = VERDICT_WITHIN_S.get(seen.phase, VERDICT_WITHIN_ELSEWHERE_S)
     assert verdict_after_s(name, unseen) <= UNOBSERVED_GPU_FACTOR * limit_s

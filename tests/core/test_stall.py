@@ -70,7 +70,8 @@ def test_each_phase_has_its_own_patience() -> None:
     ):
         world = World(policy=policy(patience=patience)).start().look().say(text)
         assert seconds_to_the_verdict(world) == pytest.approx(patience[phase] + CONFIRMED_S, abs=1.0)
-        assert world.last_diagnosis.cause == f"stalled-in-{phase.label}"
+        known = {Phase.DISTRIBUTED_INIT: "nccl-p2p"}
+        assert world.last_diagnosis.cause == known.get(phase, f"stalled-in-{phase.label}")
 
 
 def test_unobserved_gpus_triple_the_patience_and_are_announced_once() -> None:

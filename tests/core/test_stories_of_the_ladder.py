@@ -49,7 +49,7 @@ def test_a_hang_in_the_first_collective_is_killed_and_the_next_rung_turns_p2p_of
     world.watch(60.0)
     assert isinstance(world.state, Killing)
     assert world.at - begun <= 20.0
-    assert world.last_diagnosis.cause == "stalled-in-distributed-init"
+    assert world.last_diagnosis.cause == "nccl-p2p"
     assert "NCCL peer-to-peer" in world.last_diagnosis.advice
     assert world.all(KillEngine) == [KillEngine(attempt=1)]
 
