@@ -31,8 +31,8 @@ from tests.core.looks import stack, working
 from tests.core.world import ASSIGNED, BANNER, COMPILE, NCCL, OUT_OF_MEMORY, UP, WORLD_SIZE, World, gpu, worker
 
 #: The same examples each time, and so many of them.
-few = settings(deadline=None, derandomize=True, database=None, max_examples=40)
-many = settings(few, max_examples=120)
+few = settings(deadline=None, derandomize=True, database=None, max_examples=20)
+many = settings(few, max_examples=60)
 #: Times are multiples of this, so that they are exact in binary, in a recording's microseconds and in sums.
 GRAIN_S: Final = 1 / 64
 KNOWN: Final = (BANNER, WORLD_SIZE, NCCL, ASSIGNED, COMPILE)

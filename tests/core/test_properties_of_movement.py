@@ -28,7 +28,7 @@ from tests.core.world import (
 
 PHASES = (NCCL, ASSIGNED, COMPILE)
 LONGEST_GAP_S = 2.0
-LASTS_S = 90.0
+LASTS_S = 45.0
 
 FIELDS = {
     "rss": "rss_bytes",
@@ -58,7 +58,7 @@ class Course:
 def courses(draw: st.DrawFn, floor: float, steps_a_window: tuple[int, ...] = (1, 2, 4, 8)) -> Course:
     """So many steps in each window that together they are a floor: one jump, or drips that are less."""
     steps = draw(st.sampled_from(steps_a_window))
-    gaps = draw(st.lists(seconds(GRAIN_S, WINDOW_S / steps), min_size=10, max_size=60))
+    gaps = draw(st.lists(seconds(GRAIN_S, WINDOW_S / steps), min_size=10, max_size=40))
     times = [0.0, *accumulate(gaps)]
     while times[-1] < LASTS_S:
         times.append(times[-1] + WINDOW_S / steps)

@@ -116,9 +116,9 @@ def test_a_load_that_was_recorded_is_judged_as_it_was_when_it_lived(
     recorded = recording.read(json.dumps(row) for row in world.rows)
     report = replay.judge(recorded)
     if live is None:
-        assert report.verdict_at is None
-        assert report.outcome == "running" or (isinstance(world.state, Starting) and world.state.clue.cause)
         assert isinstance(world.state, Starting)
+        assert report.verdict_at is None
+        assert (report.outcome == "crashed") == bool(world.state.clue.cause)
         if report.outcome == "running":
             assert (report.phase, report.decision) == (world.state.progress.phase.label, None)
             assert report.last_progress_at == world.state.progress.last_moved_at - spawned_at
