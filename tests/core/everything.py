@@ -96,14 +96,14 @@ def _states() -> Iterator[State]:
         yield Starting(run=run, since=NOW - 9, progress=begin(NOW - 9))
         yield Starting(run=run, since=NOW - 9, progress=LOADED.progress, pid=702, clue=Clue(error="ValueError: x"))
         yield Starting(run=run, since=NOW - 9, progress=replace(LOADED.progress, quiet_s=1e6), pid=702)
-        for doubt in _suspicions():
-            quiet = replace(LOADED.progress, quiet_s=POLICY.patience[LOADED.progress.phase] + 1.0)
-            yield Starting(run=run, since=NOW - 9, progress=quiet, pid=702, suspicion=doubt)
         yield Starting(run=run, since=NOW - 9, progress=LOADED.progress, pid=702, probing=True)
         yield Ready(run=run, since=NOW - 5, spawned_at=NOW - 90, progress=LOADED.progress, pid=None)
         yield Ready(
             run=run, since=NOW - 5, spawned_at=NOW - 90, progress=begin(NOW), pid=702, failed_probes=2, probing=True
         )
+    quiet = replace(LOADED.progress, quiet_s=POLICY.patience[LOADED.progress.phase] + 1.0)
+    for doubt in _suspicions():
+        yield Starting(run=RUN, since=NOW - 9, progress=quiet, pid=702, suspicion=doubt)
     for then in (
         Try(rung=2, delay_s=0.0),
         Try(rung=1, delay_s=4.0),

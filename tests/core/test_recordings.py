@@ -47,14 +47,14 @@ def test_a_stall_is_expected_with_the_time_of_its_last_progress_and_nothing_else
 
 @pytest.mark.parametrize("name", JUDGED)
 def test_a_recording_is_judged_as_people_judged_it(name: str) -> None:
-    report = replay.judge(recordings.load(name))
+    report = recordings.judged(name)
     row = EXPECTED[name]
     assert (report.outcome, report.cause, report.phase) == (row.outcome, row.cause, row.phase)
 
 
 @pytest.mark.parametrize("name", STALLED)
 def test_a_stall_is_called_one_soon_after_the_last_progress(name: str) -> None:
-    report = replay.judge(recordings.load(name))
+    report = recordings.judged(name)
     assert report.last_progress_at == pytest.approx(EXPECTED[name].last_progress_s, abs=MEASURED_WITHIN_S)
     assert 0 < verdict_after_s(name, report) <= VERDICT_WITHIN_S.get(report.phase, VERDICT_WITHIN_ELSEWHERE_S)
     assert report.suspicions[-1].cleared_s is None
@@ -62,7 +62,7 @@ def test_a_stall_is_called_one_soon_after_the_last_progress(name: str) -> None:
 
 @pytest.mark.parametrize("name", HEALTHY)
 def test_no_healthy_start_is_even_suspected(name: str) -> None:
-    report = replay.judge(recordings.load(name))
+    report = recordings.judged(name)
     assert report.suspicions == ()
     for phase in report.phases:
         assert phase.longest_quiet_s <= phase.patience_s / 2, phase
@@ -81,7 +81,7 @@ def test_no_healthy_start_is_stalled_on_a_host_that_is_slower(name: str, factor:
 
 @pytest.mark.parametrize("name", HEALTHY)
 def test_the_phases_of_a_healthy_start_follow_each_other_to_its_end(name: str) -> None:
-    report = replay.judge(recordings.load(name))
+    report = recordings.judged(name)
     names = [phase.name for phase in report.phases]
     assert names == sorted(names, key=[phase.label for phase in Phase].index)
     said = {"boot", "weights", "warm-up", "api"} if recordings.speaks(recordings.load(name)) else {"boot"}
@@ -112,7 +112,7 @@ def test_a_stall_is_noticed_without_sight_of_the_gpus_too_only_later(name: str) 
     happened = list(recording.events(blind))
     assert any(isinstance(event, GpusUnobserved) for event in happened)
     assert not any(isinstance(event, GpusSampled) for event in happened)
-    seen, unseen = replay.judge(recorded), replay.judge(blind)
+    seen, unseen = recordings.judged(name), replay.judge(blind)
     if unseen.outcome == "running":
         needed_s = UNOBSERVED_GPU_FACTOR * UNCONFIRMED_FACTOR * seen.phases[-1].patience_s
         assert recorded.ended_at - seen.last_progress_at < needed_s, "the recording lasted long enough for a verdict"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from mgpu_llm.core import engine_log, recording
+from mgpu_llm.core import engine_log, recording, replay
 from mgpu_llm.core.recording import Recording
+from mgpu_llm.core.replay import Report
 
 FOLDER: Final = Path(__file__).parent.parent / "data" / "recordings"
 _SUFFIX: Final = ".jsonl.gz"
@@ -37,10 +39,17 @@ def expected() -> dict[str, Expected]:
     return {name: Expected(**row) for name, row in rows.items()}
 
 
+@cache
 def load(name: str) -> Recording:
-    """Read one recording up to the point from which its recorder cleans up."""
+    """Read one recording up to the point from which its recorder cleans up. The same one each time: not to be changed."""
     with gzip.open(FOLDER / f"{name}{_SUFFIX}") as lines:
         return recording.read(lines)
+
+
+@cache
+def judged(name: str) -> Report:
+    """The recording as the daemon would have judged it."""
+    return replay.judge(load(name))
 
 
 def speaks(recorded: Recording) -> bool:
