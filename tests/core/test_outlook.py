@@ -197,8 +197,16 @@ def test_a_suspicion_is_told_with_what_is_done_about_it() -> None:
     )
     blind = replace(doubt, finding=Finding.BLIND, blind="no ptrace")
     assert outlook.of(starting(quiet, suspicion=blind), UNKNOWN, 200.0).suspicion == (
-        "suspected: nothing has moved for 26 s, and its stacks cannot be seen (no ptrace); it gets longer to prove itself"
+        "suspected: nothing has moved for 26 s, and its stacks prove nothing (no ptrace); it is ended at 50 s"
     )
+
+
+def test_while_nothing_moves_no_load_is_said_to_come_nearer() -> None:
+    moving = outlook.of(starting(replace(WEIGHTS, quiet_s=4.9)), KNOWN, 200.0)
+    standing = outlook.of(starting(replace(WEIGHTS, quiet_s=5.0)), KNOWN, 200.0)
+    assert moving.left_s is not None
+    assert standing.left_s is None
+    assert "left" not in standing.words
 
 
 def test_the_suspicion_of_a_live_load_is_in_its_status_and_goes_away_with_it() -> None:

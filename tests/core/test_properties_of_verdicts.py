@@ -56,7 +56,7 @@ def needed_s(world: Told, patience_s: float, *, failed: bool) -> float:
     evidence = " ".join(world.last_diagnosis.evidence)
     if "two looks found every thread in the same place" in evidence:
         return patience_s + suspicion.APART_S
-    factor = stall.UNCONFIRMED_FACTOR if "stacks could not confirm it" in evidence else stall.LONGEST_DOUBT_FACTOR
+    factor = stall.UNCONFIRMED_FACTOR if "stacks prove nothing" in evidence else stall.LONGEST_DOUBT_FACTOR
     return factor * patience_s
 
 

@@ -234,7 +234,19 @@ def test_each_process_is_shown_by_its_main_thread_with_its_innermost_frames() ->
     )
 
 
-def test_of_many_processes_the_rest_is_counted() -> None:
-    assert len(shown(map(stack, range(1, SHOWN_STACKS + 1)))) == SHOWN_STACKS
-    assert shown(map(stack, range(1, SHOWN_STACKS + 8)))[-1] == "and 7 more processes"
+def test_of_many_places_the_rest_is_counted() -> None:
+    def elsewhere(count: int) -> tuple[str, ...]:
+        return shown(stack(pid, f"f{pid} (x.py:1)") for pid in range(1, count + 1))
+
+    assert len(elsewhere(SHOWN_STACKS)) == SHOWN_STACKS
+    assert elsewhere(SHOWN_STACKS + 7)[-1] == "and 7 more"
     assert shown([]) == ()
+
+
+def test_those_that_compute_are_shown_first_those_in_one_place_together_and_pythons_helper_not_at_all() -> None:
+    helper = stack(3, "main (multiprocessing/resource_tracker.py:227)", process="python")
+    server = stack(2, "poll (zmq/sugar/poll.py:106)", process="python")
+    assert shown([helper, server, stack(8), stack(7)]) == (
+        "VLLM::Worker_TP (7, 8) stand in synchronize (torch/cuda/streams.py:105) < __init__ (device_communicators/pynccl.py:143)",
+        "python (2) stands in poll (zmq/sugar/poll.py:106)",
+    )

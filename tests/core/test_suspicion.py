@@ -47,7 +47,8 @@ def test_a_quiet_as_long_as_the_patience_is_looked_at_twice_and_then_called_a_st
     assert "stacks: two looks found every thread in the same place" in world.last_diagnosis.evidence
     assert any("stands in synchronize (torch/cuda/streams.py:105)" in seen for seen in world.last_diagnosis.evidence)
     (announced,) = world.announced("engine.suspected")
-    assert announced.facts == {"attempt": 1, "phase": "distributed-init", "quiet_s": PATIENCE_S}
+    facts = {"attempt": 1, "phase": "distributed-init", "quiet_s": PATIENCE_S, "patience_s": PATIENCE_S}
+    assert announced.facts == {**facts, "next": "two looks where its threads stand"}
     assert world.announced("engine.cleared") == []
 
 
@@ -150,7 +151,7 @@ def test_a_look_that_nobody_asked_for_changes_nothing() -> None:
 
 def unseen(world: World) -> str:
     """Why stacks could not tell, as it was announced once."""
-    (announced,) = world.announced("stacks.unobserved")
+    (announced,) = world.announced("stacks.inconclusive")
     assert announced.level is Level.WARNING
     assert announced.facts["consequence"] == "quiet alone has to convince: 16 s of it instead of 8 s"
     return str(announced.facts["why"])
@@ -159,8 +160,8 @@ def unseen(world: World) -> str:
 def blind_verdict_after_s(world: World) -> float:
     taken_s = seconds_to_the_verdict(world)
     assert taken_s == pytest.approx(UNCONFIRMED_FACTOR * PATIENCE_S, abs=1.0)
-    (words,) = [seen for seen in world.last_diagnosis.evidence if seen.startswith("stacks could not confirm it")]
-    assert words == f"stacks could not confirm it: {unseen(world)}; waited longer instead"
+    (words,) = [seen for seen in world.last_diagnosis.evidence if seen.startswith("stacks prove nothing")]
+    assert words == f"stacks prove nothing: {unseen(world)}; so it had twice the patience"
     return taken_s
 
 
@@ -191,7 +192,7 @@ def test_a_second_look_that_never_comes_is_waited_for_and_then_quiet_has_convinc
     world = loading()
     world.stacks = lambda look: (stack(),) if look == 1 else None
     assert seconds_to_the_verdict(world) == pytest.approx(PATIENCE_S + APART_S + LATE_S, abs=1.0)
-    assert "stacks could not confirm it: no answer within 7 s; waited longer instead" in world.last_diagnosis.evidence
+    assert "stacks prove nothing: no answer within 7 s; so it had twice the patience" in world.last_diagnosis.evidence
 
 
 @pytest.mark.parametrize(("first", "second"), [("", "no ptrace"), ("no ptrace", ""), ("no ptrace", "no ptrace")])
@@ -212,7 +213,7 @@ def test_what_little_is_seen_clears_it_when_it_moves() -> None:
     world.watch(2 * UNCONFIRMED_FACTOR * PATIENCE_S)
     assert isinstance(world.state, Starting)
     assert world.announced("engine.cleared")
-    assert world.announced("stacks.unobserved") == []
+    assert world.announced("stacks.inconclusive") == []
 
 
 def test_an_engine_that_moves_while_nobody_can_see_its_stacks_is_cleared() -> None:

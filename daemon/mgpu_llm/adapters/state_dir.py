@@ -42,9 +42,18 @@ def held(folder: Path) -> Iterator[Path | None]:
                 trial.write(b"0")
             found = folder
         except OSError as error:
-            why = "another mgpud uses it" if isinstance(error, BlockingIOError) else (error.strerror or "").lower()
-            log.warning("state.unusable", reason=f"cannot use '{folder}': {why}; set daemon.state_dir")
+            log.warning(
+                "state.unusable",
+                reason=f"cannot use '{folder}': {_why(error)}; set daemon.state_dir",
+                consequence="loads are not recorded, and nothing is learnt from them",
+            )
         yield found
+
+
+def _why(error: OSError) -> str:
+    if isinstance(error, BlockingIOError):
+        return "another mgpud uses it"
+    return "it is not a folder" if isinstance(error, FileExistsError) else (error.strerror or str(error)).lower()
 
 
 def _lock(descriptor: int) -> None:

@@ -66,13 +66,16 @@ def _suspected(state: Starting, verdict: Suspect, suspicion: Suspicion | None, a
     if suspicion is None:
         suspicion = suspicions.raised(at, may_look=policy.look_at_stacks)
         facts: dict[str, object] = {"attempt": state.run.attempt, "phase": state.progress.phase.label}
-        facts |= {"quiet_s": round(verdict.idle_s, 1)}
+        facts |= {"quiet_s": round(verdict.idle_s, 1), "patience_s": round(verdict.patience_s, 1)}
+        facts |= {"next": "two looks where its threads stand"} if policy.look_at_stacks else {}
         effects.append(Announce(name="engine.suspected", facts=facts))
     was_blind = state.suspicion is not None and state.suspicion.finding is Finding.BLIND
     if suspicion.finding is Finding.BLIND and not was_blind:
-        consequence = f"quiet alone has to convince: {verdict.until_s:g} s of it instead of {verdict.patience_s:g} s"
+        consequence = (
+            f"quiet alone has to convince: {verdict.until_s:.0f} s of it instead of {verdict.patience_s:.0f} s"
+        )
         unseen = {"why": suspicion.blind, "consequence": consequence}
-        effects.append(Announce(name="stacks.unobserved", level=Level.WARNING, facts=unseen))
+        effects.append(Announce(name="stacks.inconclusive", level=Level.WARNING, facts=unseen))
     if suspicions.look_is_due(suspicion, at):
         suspicion = suspicions.asked(suspicion, at)
         effects.append(TakeStacks(attempt=state.run.attempt))

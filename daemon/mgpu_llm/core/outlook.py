@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-from mgpu_llm.core import weights
+from mgpu_llm.core import judging, stall, weights
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.history import PastStart, usual
 from mgpu_llm.core.progress import Progress
 from mgpu_llm.core.states import Policy, Starting
 from mgpu_llm.core.status import Count, PhaseStatus
 from mgpu_llm.core.suspicion import Finding
+
+#: From this quiet on a load is not said to come nearer. Longer than most quiets of healthy starts.
+STANDING_S: Final = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +46,7 @@ def of(state: Starting, policy: Policy, at: float) -> Outlook:
         weights_percent=percent,
         weights_bytes_per_s=rate,
         left_s=left,
-        suspicion=_suspicion(state),
+        suspicion=_suspicion(state, policy),
     )
 
 
@@ -67,7 +71,10 @@ def _phase(
 
 
 def _left_s(heart: Progress, weights_left_s: float | None, past: PastStart | None, at: float) -> float | None:
-    """Until it serves. Without a start like it to go by, only the rest of the weights can be told."""
+    """Until it serves. Without a start like it to go by, only the rest of the weights can be told; and while nothing moves,
+    nothing: a clock that counts down beside an engine that stands still would be a lie."""
+    if heart.quiet_s >= STANDING_S:
+        return None
     if past is None:
         return weights_left_s
     here = max(past.phase_s.get(heart.phase.label, 0.0) - (at - heart.phase_began[heart.phase]), 0.0)
@@ -103,11 +110,13 @@ def _percent(count: Count | None) -> float | None:
     return 100.0 * min(count.done / count.total, 1.0) if count is not None and count.total else None
 
 
-def _suspicion(state: Starting) -> str:
+def _suspicion(state: Starting, policy: Policy) -> str:
     found = state.suspicion
     if found is None:
         return ""
-    quiet = f"nothing has moved for {state.progress.quiet_s:.0f} s"
-    if found.finding is Finding.BLIND:
-        return f"suspected: {quiet}, and its stacks cannot be seen ({found.blind}); it gets longer to prove itself"
-    return f"suspected: {quiet}; looking where its threads stand"
+    quiet = f"suspected: nothing has moved for {state.progress.quiet_s:.0f} s"
+    if found.finding is not Finding.BLIND:
+        return f"{quiet}; looking where its threads stand"
+    allowed_s = stall.patience_now(state.progress, policy.allowed, judging.circumstances(state, policy))
+    until_s = state.progress.cleared_s + allowed_s * stall.UNCONFIRMED_FACTOR
+    return f"{quiet}, and its stacks prove nothing ({found.blind}); it is ended at {until_s:.0f} s"

@@ -28,6 +28,9 @@ _STORAGE_WAIT: Final = re.compile(
 )
 #: The same for a pipe or a socket in the place of a file: an ordinary wait, unless whoever waits reads the model.
 _PIPE_WAIT: Final = re.compile(r"pipe|fifo|wait_for_partner|sk_wait|tcp_recv|unix_stream")
+#: What vLLM calls the processes that compute, and those that lead them.
+_COMPUTES: Final = re.compile(r"VLLM::|Vllm")
+_HELPER: Final = re.compile(r"multiprocessing/resource_tracker\.py")
 SHOWN_FRAMES: Final = 4
 SHOWN_STACKS: Final = 12
 
@@ -56,10 +59,14 @@ def stopped(stacks: Iterable[Stack]) -> tuple[str, ...]:
 
 
 def shown(stacks: Iterable[Stack]) -> tuple[str, ...]:
-    """Where each process stands, one line for its main thread, for people."""
-    mains = [stack for stack in stacks if stack.thread == stack.pid]
-    lines = [_line(stack) for stack in mains[:SHOWN_STACKS]]
-    return (*lines, *([f"and {len(mains) - SHOWN_STACKS} more processes"] if len(mains) > SHOWN_STACKS else []))
+    """Where each process stands, for people: one line for the main threads that stand in the same place, those that compute
+    first. Python's own helper, which always waits, is left out."""
+    mains = [stack for stack in stacks if stack.thread == stack.pid and not _HELPER.search(" ".join(stack.frames))]
+    places = dict[str, list[Stack]]()
+    for stack in sorted(mains, key=lambda stack: (not _COMPUTES.match(stack.process), stack.pid)):
+        places.setdefault(_place(stack), []).append(stack)
+    lines = [_line(place, there) for place, there in places.items()]
+    return (*lines[:SHOWN_STACKS], *([f"and {len(lines) - SHOWN_STACKS} more"] if len(lines) > SHOWN_STACKS else []))
 
 
 def _by_thread(stacks: Iterable[Stack]) -> dict[tuple[int, int], tuple[str, ...]]:
@@ -83,7 +90,14 @@ def _waits_for_storage(stack: Stack) -> bool:
     return reads and _PIPE_WAIT.search(stack.waits_in) is not None
 
 
-def _line(stack: Stack) -> str:
+def _place(stack: Stack) -> str:
     where = " < ".join(stack.frames[:SHOWN_FRAMES]) or "no Python frames"
-    kernel = f", in the kernel: {stack.waits_in}" if stack.waits_in else ""
-    return f"{stack.process} ({stack.pid}) stands in {where}{kernel}"
+    return f"{where}, in the kernel: {stack.waits_in}" if stack.waits_in else where
+
+
+def _line(place: str, there: list[Stack]) -> str:
+    names = dict[str, list[int]]()
+    for stack in there:
+        names.setdefault(stack.process, []).append(stack.pid)
+    who = ", ".join(f"{name} ({', '.join(map(str, pids))})" for name, pids in names.items())
+    return f"{who} {'stands' if len(there) == 1 else 'stand'} in {place}"

@@ -211,6 +211,6 @@ def _looked_into(suspicion: Suspicion | None) -> tuple[str, ...]:
     if suspicion is None:
         return ()
     shown = stacks.shown(suspicion.last.stacks) if suspicion.last is not None else ()
-    blind = f"stacks could not confirm it: {suspicion.blind}; waited longer instead" if suspicion.blind else ""
+    blind = f"stacks prove nothing: {suspicion.blind}; so it had twice the patience" if suspicion.blind else ""
     still = "stacks: two looks found every thread in the same place" if suspicion.finding is Finding.STILL else ""
     return tuple(word for word in (still, blind, *shown) if word)

@@ -70,7 +70,7 @@ def after_look(suspicion: Suspicion, look: StacksTaken) -> Suspicion:
     unseen = suspicion.first.unobserved or look.unobserved
     if stopped := stacks.stopped(look.stacks):
         # Whoever stopped it may let it go on: a debugger, a snapshot, a paused container.
-        unseen = f"{', '.join(stopped)} is stopped and stands still whatever it would do"
+        unseen = f"{', '.join(stopped)} is stopped by a signal; kill -CONT continues it"
     if still is None or unseen:
         return replace(seen, finding=Finding.BLIND, blind=unseen or "no thread shows any Python frames")
     return replace(seen, finding=Finding.STILL)
