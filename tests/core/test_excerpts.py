@@ -211,6 +211,12 @@ def test_at_least_so_many_of_all_excerpts_and_recordings_have_the_right_cause_an
             assert replay.judge(recordings.load(name)).cause is None
 
 
+def test_nearly_all_of_them_are_answered_first_with_what_cures_them() -> None:
+    cases = bench.cases()
+    assert {case.cause for case in cases} == set(excerpts.cures())
+    assert sum(case.cured for case in cases) >= BAR * len(cases)
+
+
 def test_a_wrong_cause_is_rarer_than_an_unknown_one() -> None:
     cases = bench.cases()
     assert sum(case.wrong for case in cases) <= 0.01 * len(cases)

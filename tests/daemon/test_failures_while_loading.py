@@ -129,7 +129,7 @@ def test_a_ladder_that_is_spent_ends_with_69_and_one_message_with_every_attempt(
 
 def test_an_engine_that_is_killed_in_mid_load_is_tried_again_with_the_same_settings(lives: Mapping[str, Life]) -> None:
     status = lives["signal"].ready()
-    assert causes(status) == [("base", "crashed", "engine-exited")]
+    assert causes(status) == [("base", "crashed", "engine-killed")]
     assert "signal 9 (SIGKILL)" in status["attempts"][0]["summary"]
     assert (status["attempt"], status["rung"], status["degraded"]) == (2, "base", False)
     ends_clean(lives["signal"])
@@ -137,8 +137,8 @@ def test_an_engine_that_is_killed_in_mid_load_is_tried_again_with_the_same_setti
 
 def test_a_worker_that_is_killed_in_mid_load_is_a_crash_and_tried_again(lives: Mapping[str, Life]) -> None:
     status = lives["worker"].ready()
-    assert causes(status) == [("base", "crashed", "engine-exited")]
-    assert "exit code 1" in status["attempts"][0]["summary"]
+    assert causes(status) == [("base", "crashed", "worker-died")]
+    assert "died without saying why" in status["attempts"][0]["summary"]
     assert (status["attempt"], status["rung"]) == (2, "base")
     ends_clean(lives["worker"])
 

@@ -61,6 +61,11 @@ def stalls() -> tuple[Stall, ...]:
     return tuple(_stall(row) for row in _read("stalls.toml")["stall"])
 
 
+def cures() -> dict[str, tuple[str, ...]]:
+    """By cause, what may be done about it first; "" where nobody knows."""
+    return {cause: tuple(first) for cause, first in _read("cures.toml").items()}
+
+
 def clue_of(excerpt: Excerpt) -> Clue:
     """What the daemon knows once it has read the lines."""
     clue = Clue()

@@ -16,6 +16,14 @@ from mgpu_llm.core.signatures import Role, Signature, Where
 from mgpu_llm.core.stall import Stalled
 
 TABLE: Final = signatures.load()
+_ERRORS: Final = frozenset({Where.ERROR, Where.ANY})
+_WORDS: Final = frozenset({Where.ANY})
+_KERNEL: Final = frozenset({Where.KERNEL})
+_EXIT: Final = frozenset({Where.EXIT})
+_ANCHORS: Final = {
+    where: tuple((anchor, row) for row in TABLE if row.where in where for anchor in row.anchors)
+    for where in (_ERRORS, _WORDS, _KERNEL, _EXIT)
+}
 #: So many hints are kept: what is said over and over in other words helps nobody.
 MOST_HINTS: Final = 5
 #: Some versions of vLLM ask the hub about a model although it is a local folder, print the refusal as an error, and go on.
@@ -60,7 +68,7 @@ def look(clue: Clue, line: Line) -> Clue:
     cause stands: what follows it is its consequence."""
     message = line.message
     error = engine_log.is_error(line) and not _HARMLESS.match(message)
-    row = _said(message, frozenset({Where.ERROR, Where.ANY} if error else {Where.ANY}))
+    row = _said(message, _ERRORS if error else _WORDS)
     seen = _with_row(clue, row, message.strip()) if row is not None else clue
     passed_on = row is not None and row.role is not Role.ROOT
     if error and not seen.error and not passed_on and engine_log.names_an_error(message):
@@ -70,7 +78,7 @@ def look(clue: Clue, line: Line) -> Clue:
 
 def look_at_kernel(clue: Clue, text: str) -> Clue:
     """Add one line of the kernel's log."""
-    row = _said(text, frozenset({Where.KERNEL}))
+    row = _said(text, _KERNEL)
     return clue if row is None else _with_row(clue, row, text.strip())
 
 
@@ -106,7 +114,7 @@ def of_exit(status: int, phase: Phase, clue: Clue, *, retries: int) -> Diagnosis
     how = describe_status(status)
     if named := _named(clue, phase):
         return named
-    if not clue.error and (row := _said(how, frozenset({Where.EXIT}))):
+    if not clue.error and (row := _said(how, _EXIT)):
         return _of_row(row, how, clue)
     error = f": {clue.error}" if clue.error else ""
     return Diagnosis(
@@ -170,8 +178,11 @@ def describe_status(status: int) -> str:
 
 
 def _said(message: str, where: frozenset[Where]) -> Signature | None:
-    """The first row whose words are in the line."""
-    return next((row for row in TABLE if row.where in where and row.match(message)), None)
+    """The first row whose words are in the line. An engine may print a hundred thousand lines a second: each costs little."""
+    for anchor, row in _ANCHORS[where]:
+        if anchor in message and row.match(message):
+            return row
+    return None
 
 
 def _with_row(clue: Clue, row: Signature, message: str) -> Clue:
@@ -194,7 +205,7 @@ def _named(clue: Clue, phase: Phase | None) -> Diagnosis | None:
     """The cause that was named, told by the row for this phase where several have the same words. What failed elsewhere is the
     cause as long as nothing better was said."""
     line = clue.line if clue.cause else clue.cascade
-    where = frozenset({Where.KERNEL} if clue.by_kernel else {Where.ERROR, Where.ANY})
+    where = _KERNEL if clue.by_kernel else _ERRORS
     rows = [row for row in TABLE if row.wants and row.where in where and row.match(line)]
     rows = [row for row in rows if row.reported_as == clue.cause or not clue.cause]
     if not rows:

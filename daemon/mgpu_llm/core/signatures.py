@@ -14,6 +14,7 @@ from importlib import resources
 from string import Formatter
 from typing import Any, Final, TypeVar
 
+from mgpu_llm.core import anchors
 from mgpu_llm.core.engine_log import Phase
 
 E = TypeVar("E", bound=StrEnum)
@@ -110,7 +111,8 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """One row. `reported_as` is the cause that people are told, mostly the row's own `id`; no `phases` means any."""
+    """One row. `reported_as` is the cause that people are told, mostly the row's own `id`; no `phases` means any. `anchors` are
+    the texts without which the patterns need not be tried."""
 
     id: str
     reported_as: str
@@ -121,6 +123,7 @@ class Signature:
     role: Role
     where: Where
     patterns: tuple[re.Pattern[str], ...]
+    anchors: tuple[str, ...]
     stall: Rule | None
     cause: str
     advice: str
@@ -131,8 +134,10 @@ class Signature:
 
     def match(self, message: str) -> re.Match[str] | None:
         """What the row matches in the line, if it does."""
-        found = (pattern.search(message[:SEARCHED]) for pattern in self.patterns)
-        return next((match for match in found if match is not None), None)
+        for text, pattern in zip(self.anchors, self.patterns, strict=True):
+            if text in message and (match := pattern.search(message[:SEARCHED])) is not None:
+                return match
+        return None
 
     def holds_in(self, phase: Phase | None) -> bool:
         """Whether the row is about that phase; None is an engine that served."""
@@ -168,6 +173,7 @@ def _row(row: dict[str, Any], ids: set[str]) -> Signature:
     if name in ids:
         raise ValueError("id: there is a row of that name already")
     rule = _table(left, "stall")
+    patterns = tuple(_pattern("patterns", text) for text in _texts(left, "patterns"))
     read = Signature(
         id=name,
         reported_as=_text(left, "reported_as", name),
@@ -177,7 +183,8 @@ def _row(row: dict[str, Any], ids: set[str]) -> Signature:
         kind=_one_of(Kind, "kind", _text(left, "kind")),
         role=_one_of(Role, "role", _text(left, "role", Role.ROOT)),
         where=_one_of(Where, "where", _text(left, "where", Where.ERROR)),
-        patterns=tuple(_pattern("patterns", text) for text in _texts(left, "patterns")),
+        patterns=patterns,
+        anchors=tuple(anchors.anchor(pattern.pattern) for pattern in patterns),
         stall=None if rule is None else _rule(rule),
         cause=_text(left, "cause"),
         advice=_text(left, "advice", ""),
