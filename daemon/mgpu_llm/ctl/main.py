@@ -16,7 +16,7 @@ from mgpu_llm.ctl import exits
 from mgpu_llm.ctl.client import Client, Failure
 from mgpu_llm.ctl.words import plain
 
-VERBS = ("status", "attempts", "ladder", "logs", "start", "stop", "restart", "replay")
+VERBS = ("status", "attempts", "ladder", "logs", "start", "stop", "restart", "replay", "import-xinference")
 
 EXIT_CODES = """\b
 Exit codes:
@@ -39,7 +39,7 @@ class Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name in VERBS:
-            return cast(click.Command, importlib.import_module(f"mgpu_llm.ctl.{name}").command)
+            return cast(click.Command, importlib.import_module(f"mgpu_llm.ctl.{name.replace('-', '_')}").command)
         if ctx.resilient_parsing or name.startswith("-"):
             return None
         from difflib import get_close_matches  # for a mistake only; a status need not wait for it
