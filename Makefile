@@ -16,7 +16,7 @@ help:
 	@echo 'make dev        what both need: .venv (mgpud, mgpuctl) and .engine (vLLM for CPU)'
 	@echo 'make check      format, lint, types, layers, core and config tests: under a minute'
 	@echo 'make test       every test, the real vLLM and a real systemd included (root)'
-	@echo 'make bench-heartbeat   how soon stalls are noticed, beside other rules, over recorded starts: a minute'
+	@echo 'make bench-heartbeat   how soon stalls are noticed, beside other rules, over recorded starts; writes docs/heartbeat.md'
 	@echo 'make install    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) PYTHON=python3   make uninstall   PURGE=1 removes the config too'
 
 $(DEV_STAMP): packaging/requirements/dev.txt packaging/requirements/daemon.txt pyproject.toml

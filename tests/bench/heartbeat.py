@@ -155,14 +155,15 @@ def table(corpus: Sequence[Start]) -> list[str]:
     healthy = [start for start in corpus if start.truth == "healthy"]
     slow = [slowed(start, factor) for factor in SLOWED for start in healthy]
     stalled = [start for start in corpus if start.truth == "stalled"]
-    lines = _part("Stalled: verdict after the last real progress", stalled)
-    lines += ["", *_part("Healthy: empty is right", [*healthy, *slow])]
     kills = [sum("killed" in cell(rule, start) for start in [*stalled, *healthy, *slow]) for rule in RULES]
     missed = [sum(cell(rule, start) == "never" for start in stalled) for rule in RULES]
     head = f"All of {len(stalled)} stalled, {len(healthy)} healthy and {len(slow)} slowed starts"
-    lines += ["", *_rows([head, *(rule.name for rule in RULES)], [])]
-    lines += [f"| false kills | {' | '.join(map(str, kills))} |", f"| never noticed | {' | '.join(map(str, missed))} |"]
-    return lines
+    lines = _rows(
+        [head, *(rule.name for rule in RULES)],
+        [["false kills", *map(str, kills)], ["never noticed", *map(str, missed)]],
+    )
+    lines += ["", *_part("Stalled: verdict after the last real progress", stalled)]
+    return [*lines, "", *_part("Healthy: empty is right", [*healthy, *slow])]
 
 
 def _part(title: str, rows: Sequence[Start]) -> list[str]:

@@ -28,8 +28,8 @@ LINE_1 = "line 1 is not a row of a recording: "
     [
         ([], "it is empty"),
         (["", "  \n"], "it is empty"),
-        (["{}}"], LINE_1 + "Extra data: line 1 column 3 (char 2)"),
-        ([b'"\xff"'], LINE_1 + "'utf-8' codec can't decode byte 0xff in position 1: invalid start byte"),
+        (["{}}"], LINE_1 + "it is no JSON"),
+        ([b'"\xff"'], LINE_1 + "it is no JSON"),
         (["[" * 100_000], LINE_1 + "it is nested too deeply"),
         (["5"], LINE_1 + "it is no JSON object"),
         (['{"kind": "log"}'], LINE_1 + 'it has no "t" in seconds since the spawn'),
@@ -38,8 +38,8 @@ LINE_1 = "line 1 is not a row of a recording: "
         ([{"t": 1, "kind": "note", "what": "exit"}], LINE_1 + 'its "rc" is no exit status'),
         ([{"t": 1, "kind": "note", "what": "exit", "rc": "1"}], LINE_1 + 'its "rc" is no exit status'),
         ([{"t": 1, "kind": "weather"}], "none of its rows is of a kind that recordings have"),
-        ([LOG, "x", LOG], "line 2 is not a row of a recording: Expecting value: line 1 column 1 (char 0)"),
-        ([LOG, "", "x", "y"], "line 3 is not a row of a recording: Expecting value: line 1 column 1 (char 0)"),
+        ([LOG, "x", LOG], "line 2 is not a row of a recording: it is no JSON"),
+        ([LOG, "", "x", "y"], "line 3 is not a row of a recording: it is no JSON"),
     ],
 )  # fmt: skip
 def test_what_is_no_recording_says_why_and_where(written: list[object], why: str) -> None:

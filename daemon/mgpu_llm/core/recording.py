@@ -190,6 +190,8 @@ def _checked(row: object) -> Row:
 
 
 def _in_one_line(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        return "it is no JSON"
     return " ".join(str(error).split())[:200] if isinstance(error, ValueError) else "it is nested too deeply"
 
 

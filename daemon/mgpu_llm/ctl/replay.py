@@ -38,9 +38,12 @@ def command(file: Path, *, as_json: bool) -> int:
     verdict is, and with 2 if FILE is no recording.
     """
     try:
-        report = replay.judge(_read(file))
+        recorded, remark = _read(file)
+        report = replay.judge(recorded)
     except RecordingError as error:
         raise Failure(f"cannot replay '{file}': {error}", exits.NO_RECORDING) from error
+    if remark:
+        click.echo(f"mgpuctl: '{file}' {remark}", err=True)
     if as_json:
         click.echo(json.dumps(replay.to_json(report), indent=2))
     else:
@@ -48,13 +51,20 @@ def command(file: Path, *, as_json: bool) -> int:
     return exits.DONE
 
 
-def _read(file: Path) -> Recording:
-    """Raises RecordingError."""
+def _read(file: Path) -> tuple[Recording, str]:
+    """The recording, and what is to be said of it: a file whose writer was killed is read as far as it goes. Raises
+    RecordingError."""
+    cut = list[EOFError]()
     try:
         with file.open("rb") as raw, _unpacked(raw) as lines:
-            return recording.read(_lines(lines))
+            found = recording.read(_lines(lines, cut))
     except OSError as error:
         raise RecordingError(error.strerror or str(error)) from error
+    except RecordingError as error:
+        if cut:
+            raise RecordingError("it is cut off before its first row") from error
+        raise
+    return found, f"is cut off; judged up to {found.ended_at:.1f} s" if cut else ""
 
 
 @contextmanager
@@ -68,8 +78,8 @@ def _unpacked(raw: IO[bytes]) -> Iterator[IO[bytes]]:
         yield cast("IO[bytes]", unpacked)
 
 
-def _lines(lines: IO[bytes]) -> Iterator[bytes]:
-    """The lines; of a file that was cut off, those that are whole."""
+def _lines(lines: IO[bytes], cut: list[EOFError]) -> Iterator[bytes]:
+    """The lines; of a gzipped file that was cut off those that are whole, and the error goes into `cut`."""
     left = MOST_BYTES
     try:
         while line := lines.readline(min(LONGEST_ROW, left) + 1):
@@ -77,8 +87,8 @@ def _lines(lines: IO[bytes]) -> Iterator[bytes]:
             if len(line) > LONGEST_ROW or left < 0:
                 raise RecordingError("it is larger than any recording, or has no lines")
             yield line
-    except EOFError:
-        return  # a gzipped file whose writer was killed
+    except EOFError as error:
+        cut.append(error)
     except (gzip.BadGzipFile, zlib.error) as error:
         raise RecordingError(f"it is damaged: {error}") from error
 
@@ -89,6 +99,8 @@ def report_lines(report: Report, page: Page) -> list[str]:
     if report.verdict_at is not None:
         since = report.verdict_at - report.last_progress_at
         verdict += f" at {report.verdict_at:.1f} s, {since:.1f} s after the last progress"
+    elif report.outcome == "healthy":
+        verdict += f" at {report.ended_at:.1f} s"
     fields = [
         ("Outcome", page.paint(verdict, COLOURS[report.outcome], bold=True)),
         ("Last progress", f"{report.last_progress_at:.1f} s, in {report.phase}"),
