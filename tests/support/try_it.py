@@ -24,6 +24,7 @@ from tests.support.toy_setup import ROOT, Setup, make_checkpoint
 
 MGPUD = ROOT / ".venv/bin/mgpud"
 MGPUCTL = ROOT / ".venv/bin/mgpuctl"
+RECORDINGS = ROOT / "build/recordings"
 POLL_S = 0.5
 PROMPT = "The load hung because"
 
@@ -56,8 +57,16 @@ def main() -> int:
         )
         print(f"{clear}asked: {PROMPT}\nanswered: {answer}\n{asked.stdout}", flush=True)
     status = daemon.wait()
+    _keep_recordings(setup)
     shutil.rmtree(setup.folder)
     return status if status >= 0 else 128 - status
+
+
+def _keep_recordings(setup: Setup) -> None:
+    """The trial's folder goes, what was recorded stays."""
+    if (records := setup.state_dir / "records").is_dir():
+        shutil.copytree(records, RECORDINGS, dirs_exist_ok=True)
+        print(f"its loads are recorded in {RECORDINGS}; judge one again: {MGPUCTL} replay FILE", flush=True)
 
 
 def _trouble(setup: Setup) -> str:
