@@ -20,15 +20,18 @@ import mgpu_llm
 from mgpu_llm import assembly
 from mgpu_llm.adapters import control_socket, gpus, instance_lock, journal, state_dir
 from mgpu_llm.adapters.console import Console
+from mgpu_llm.adapters.engine.aside import aside
 from mgpu_llm.adapters.engine.cgroup import find_delegated
 from mgpu_llm.adapters.engine.process import EngineProcess
 from mgpu_llm.adapters.engine.sweep import sweep_orphans
 from mgpu_llm.adapters.gpus import Gpus
 from mgpu_llm.adapters.health import Probes
 from mgpu_llm.adapters.history import History
+from mgpu_llm.adapters.incidents import Incidents
 from mgpu_llm.adapters.recorder import Recorder
 from mgpu_llm.adapters.systemd import SystemdNotifier, watchdog_interval_s
 from mgpu_llm.chronicle import Chronicle
+from mgpu_llm.collector import Collector
 from mgpu_llm.config import checks, files, parse
 from mgpu_llm.config.listener import trouble
 from mgpu_llm.config.parse import Loaded
@@ -44,6 +47,8 @@ from mgpu_llm.runner import Audience, Runner
 FAULT: Final = 70
 TRY_AGAIN: Final = 75
 BAD_CONFIG: Final = 78
+#: What a killed daemon has left among the incidents is removed first, unless the disk does not answer.
+ADOPT_S: Final = 5.0
 
 log = structlog.get_logger()
 
@@ -188,6 +193,15 @@ async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console, stat
         History(state),
         plan.identity.model,
     )
+    incidents = await _incidents(loaded, state)
+    collector = Collector(
+        engine=engine,
+        gpus=driver,
+        incidents=incidents,
+        recording=chronicle.recording,
+        model=plan.server.model,
+        state_dir=loaded.config.daemon.state_dir,
+    )
     outside = Outside(
         server=plan.server,
         url=plan.identity.url,
@@ -196,12 +210,14 @@ async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console, stat
         observer=observer,
         probes=probes,
         chronicle=chronicle,
+        collector=collector,
+        nccl_folder=runtime_dir / "nccl",
         kill_deadline_s=kill_deadline_s,
         engine_socket=Path(plan.listening.uds) if plan.listening.uds else None,
         address_trouble=lambda: trouble(plan.listening),
     )
     audience = Audience(notifier=notifier, console=console, watchdog_interval_s=watchdog_interval_s(os.environ))
-    policy = replace(plan.policy, past=chronicle.past)
+    policy = replace(plan.policy, past=chronicle.past, incidents=str(incidents.folder or ""))
     runner = Runner(policy, plan.identity, clock, events, outside, audience)
     async with control_socket.serving(runtime_dir, runner):
         try:
@@ -209,6 +225,13 @@ async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console, stat
         finally:
             await probes.close()
             await asyncio.to_thread(chronicle.close)
+
+
+async def _incidents(loaded: Loaded, state: Path | None) -> Incidents:
+    kept = loaded.config.incidents
+    incidents = Incidents(state and state / "incidents", keep=kept.keep, max_bytes=kept.max_size << 20)
+    await aside(incidents.adopt, ADOPT_S)
+    return incidents
 
 
 async def _planned(loaded: Loaded, driver: Gpus, *, engine_runs: bool = False) -> assembly.Plan:

@@ -49,6 +49,10 @@ class Chronicle:
             )
         )
 
+    def recording(self, attempt: int) -> str:
+        """The name of the last attempt's recording, "" where there is none."""
+        return self._recorder.name(attempt)
+
     def close(self) -> None:
         """Finish what is being written; waits a few seconds at most."""
         self._recorder.close()

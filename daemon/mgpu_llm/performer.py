@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, assert_never
 
 import structlog
 
+from mgpu_llm.adapters import nccl_debug
 from mgpu_llm.adapters.engine import stacks
 from mgpu_llm.adapters.engine.process import EngineProcess
 from mgpu_llm.adapters.health import Probes
 from mgpu_llm.chronicle import Chronicle
+from mgpu_llm.collector import Collector, Launched
 from mgpu_llm.core import launch
 from mgpu_llm.core.effects import (
+    AbandonIncident,
     EngineEffect,
+    KeepIncident,
     KillEngine,
     ProbeCompletion,
     ProbeHealth,
@@ -30,6 +34,7 @@ from mgpu_llm.core.events import (
     EngineSpawnFailed,
     Event,
     HealthProbed,
+    IncidentKept,
     StacksTaken,
 )
 from mgpu_llm.core.launch import Server
@@ -53,6 +58,9 @@ class Outside:
     observer: Observer
     probes: Probes
     chronicle: Chronicle
+    collector: Collector
+    #: Where NCCL's own words of an attempt after a failed one go.
+    nccl_folder: Path
     kill_deadline_s: float
     #: The Unix socket on which the engine listens, if it does: vLLM does not remove one that a killed engine left.
     engine_socket: Path | None
@@ -72,6 +80,9 @@ class Performer:
         self._loading = loading
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
+        self._launched = Launched()
+        self._keeping: asyncio.Task[None] | None = None
+        self._failed_before = False
 
     async def carry_out(self, effect: EngineEffect) -> None:
         """Begin to do it, or do it where it takes no time."""
@@ -80,6 +91,11 @@ class Performer:
                 await self._spawn(effect)
             case TerminateEngine():
                 self._outside.engine.terminate()
+            case KeepIncident():
+                self._keeping = self.start(self._keep_incident(effect))
+            case AbandonIncident():
+                if self._keeping is not None:
+                    self._keeping.cancel()
             case KillEngine():
                 self.start(self._kill(effect.attempt))
             case TakeStacks():
@@ -116,6 +132,9 @@ class Performer:
         await outside.observer.remember(visible)
         argv = launch.argv(outside.server, effect.launch)
         environment = launch.environment(outside.environment, effect.launch)
+        if effect.launch.gpus is not None and self._failed_before:
+            environment = await asyncio.to_thread(nccl_debug.asked_for, environment, outside.nccl_folder)
+        self._launched, self._failed_before = Launched(argv=argv, environment=environment), False
         log.info("engine.command", attempt=effect.attempt, argv=launch.shown(argv))
         # Two servers of one user may share a port (vLLM up to 0.20 sets SO_REUSEPORT): the other would get our probes.
         if why := await asyncio.to_thread(outside.address_trouble):
@@ -131,9 +150,17 @@ class Performer:
             )
         )
 
+    async def _keep_incident(self, effect: KeepIncident) -> None:
+        self._failed_before = True
+        if await self._outside.collector.keep(effect, self._launched):
+            self._emit(IncidentKept(at=self._clock(), attempt=effect.attempt, incident=effect.incident))
+
     async def _kill(self, attempt: int) -> None:
         if self._watch is not None:
             self._watch.cancel()
+        if self._keeping is not None:
+            await asyncio.wait({self._keeping})
+            self._keeping = None
         if self._outside.engine.running:
             await self._outside.engine.kill(self._outside.kill_deadline_s)
         else:
@@ -142,7 +169,9 @@ class Performer:
 
     async def _take_stacks(self, attempt: int) -> None:
         seen, unobserved = await stacks.take(self._outside.engine.pids(), STACKS_WITHIN_S)
-        self._emit(StacksTaken(at=self._clock(), attempt=attempt, stacks=seen, unobserved=unobserved))
+        taken = StacksTaken(at=self._clock(), attempt=attempt, stacks=seen, unobserved=unobserved)
+        self._launched = replace(self._launched, looks=(*self._launched.looks, taken)[-2:])
+        self._emit(taken)
 
     async def _probe_health(self, attempt: int) -> None:
         answer = await self._outside.probes.health()

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Final
 
 import structlog
@@ -90,6 +91,7 @@ class Runner:
             while self._ended is None:
                 event = await self._events.get()
                 self._retell(event)
+                self._tell_the_time()
                 before = self._state
                 self._state, effects = supervisor.step(before, event, self._policy)
                 self._outside.chronicle.stepped(before, event, self._state, self._policy)
@@ -163,6 +165,11 @@ class Runner:
                 self._ended = effect
             case _:
                 await self._performer.carry_out(effect)
+
+    def _tell_the_time(self) -> None:
+        """The wall clock for names, which the core has not; anew each time, because it may be set."""
+        if self._policy.incidents:
+            self._policy = replace(self._policy, utc_s=datetime.now(UTC).timestamp() - self._clock())
 
     async def _tick(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""The tables [heartbeat] and [records], and where the daemon keeps its memory."""
+"""The tables [heartbeat], [records] and [incidents], and where the daemon keeps its memory."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ def test_twenty_recordings_of_200_mib_in_all_are_kept_in_the_state_folder_unless
     assert untold.daemon.state_dir == "/var/lib/mgpu-llm"
 
 
+def test_twenty_incidents_of_100_mib_in_all_are_kept_unless_it_is_said_otherwise() -> None:
+    told = config("incidents = { keep = 0, max_size = 1 }").incidents
+    assert (told.keep, told.max_size) == (0, 1)
+    untold = config("").incidents
+    assert (untold.keep, untold.max_size) == (20, 100)
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
@@ -41,6 +48,8 @@ def test_twenty_recordings_of_200_mib_in_all_are_kept_in_the_state_folder_unless
         ("records.keep = false", f"records.keep: found false (boolean), {KEEP}"),
         ("records.max_size = 0", f"records.max_size: found 0 (integer), {SIZE}"),
         ("records.max_size = 100001", f"records.max_size: found 100001 (integer), {SIZE}"),
+        ("incidents.keep = -1", f"incidents.keep: found -1 (integer), {KEEP}"),
+        ("incidents.max_size = 0", f"incidents.max_size: found 0 (integer), {SIZE}"),
         ("records.max_size = '200 MiB'", f'records.max_size: found "200 MiB" (string), {SIZE}'),
         ("daemon.state_dir = 'state'", 'daemon.state_dir: found "state" (string), expected an absolute path'),
         (

@@ -7,7 +7,7 @@ import pytest
 from tests.config.loading import loaded, problems
 
 USE = 'expected "all", "none", a list of indices or of UUIDs'
-TABLES = "expected one of model, engine, gpus, patience, heartbeat, serving, retries, stop, records, daemon, ladder"
+TABLES = "expected one of model, engine, gpus, patience, heartbeat, serving, retries, stop, records, incidents, daemon, ladder"
 ENGINE = "expected one of command, python, host, port, args, env"
 DURATION = "expected seconds from 0.1 to 86400 (a day)"
 FRACTION = "expected a fraction above 0 and up to 1"

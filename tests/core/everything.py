@@ -9,7 +9,7 @@ from typing import Final
 from mgpu_llm import control_api
 from mgpu_llm.core import report, suspicion
 from mgpu_llm.core.diagnosis import Clue, Diagnosis
-from mgpu_llm.core.effects import Effect, Exit, KillEngine, NotifyReady, SpawnEngine
+from mgpu_llm.core.effects import Effect, Exit, KeepIncident, KillEngine, NotifyReady, SpawnEngine
 from mgpu_llm.core.events import (
     CompletionProbed,
     EngineEvent,
@@ -23,6 +23,7 @@ from mgpu_llm.core.events import (
     GpusUnobserved,
     HealthProbed,
     HostSampled,
+    IncidentKept,
     LineRead,
     LinesDropped,
     ProcessesSampled,
@@ -114,6 +115,7 @@ def _states() -> Iterator[State]:
         yield Terminating(run=RUN, deadline=NOW + 1, then=then, why="asked")
         yield Terminating(run=RUN, deadline=NOW - 1, then=then, why="asked")
         yield Killing(run=RUN, since=NOW - 1, then=then, why="stalled")
+        yield Killing(run=RUN, since=NOW - 1, then=then, why="stalled", keeping=True)
     yield Backoff(run=RUN, rung=1, until=NOW + 1)
     yield Backoff(run=RUN, rung=1, until=NOW - 1)
     yield Failed(run=RUN, status=69, message="gave up")
@@ -130,6 +132,7 @@ def _engine_events(attempt: int) -> Iterator[Event]:
     yield EngineGone(at=at, attempt=attempt, remarks=("2 files in /dev/shm could not be removed",))
     yield EngineStuck(at=at, attempt=attempt, holders=("pid 71 (VLLM::Worker, state D)",))
     yield EngineStuck(at=at, attempt=attempt, holders=())
+    yield IncidentKept(at=at, attempt=attempt, incident=f"20261124T210500Z-a{attempt}-engine-exited")
     for text in (
         "", " ", "\x00\ufffd", "INFO", "x" * 100_000, BANNER, WORLD_SIZE, NCCL, UP, OUT_OF_MEMORY, NOT_FREE, BAD_FLAG,
         "Loading safetensors checkpoint shards:   0% Completed | 0/0 [00:00<?, ?it/s]", "{cause} {0} %s",
@@ -184,6 +187,9 @@ def check(state: State, event: Event, after: State, effects: tuple[Effect, ...])
         assert isinstance(after, Starting | Ready | Terminating | Killing | Failed), f"{event} forgets the engine"
     if isinstance(state, Starting | Ready | Terminating) and isinstance(after, Killing):
         assert kinds.count(KillEngine) == 1
+    if KeepIncident in kinds:
+        assert kinds.count(KeepIncident) == 1
+        assert kinds.index(KeepIncident) < kinds.index(KillEngine)
     if NotifyReady in kinds:
         assert isinstance(event, CompletionProbed)
         assert event.served

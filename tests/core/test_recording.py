@@ -23,6 +23,7 @@ from mgpu_llm.core.events import (
     GpusUnobserved,
     HealthProbed,
     HostSampled,
+    IncidentKept,
     LineRead,
     LinesDropped,
     ProcessesSampled,
@@ -79,6 +80,7 @@ NOT_RECORDED: Sequence[Event] = (
     EngineExited(at=12.5, attempt=3, status=1),
     EngineGone(at=12.5, attempt=3),
     EngineStuck(at=12.5, attempt=3, holders=()),
+    IncidentKept(at=12.5, attempt=3, incident="20261124T210500Z-a3-engine-exited"),
     HealthProbed(at=12.5, attempt=3, healthy=True, detail="200"),
     CompletionProbed(at=12.5, attempt=3, served=True, detail="200"),
 )

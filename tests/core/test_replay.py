@@ -159,7 +159,7 @@ def test_without_a_header_the_built_in_ladder_is_for_as_many_gpus_as_were_seen()
 
 def test_without_a_header_patience_and_the_rest_are_the_defaults() -> None:
     judged, default = policy_of(recorded(*BOOTED)), policy(ON_CPU)
-    assert replace(judged, rungs=(), learn_factor=5.0) == replace(default, rungs=())
+    assert replace(judged, rungs=(), learn_factor=5.0) == replace(default, rungs=(), incidents="", utc_s=0.0)
 
 
 def test_gpus_that_were_never_seen_lengthen_the_patience() -> None:

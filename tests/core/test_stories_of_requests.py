@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mgpu_llm.core import report
 from mgpu_llm.core.effects import (
+    AbandonIncident,
     Exit,
     ExtendTimeout,
     KillEngine,
@@ -121,7 +122,7 @@ def test_a_final_stop_during_a_backoff_ends_the_daemon() -> None:
 def test_a_stop_during_a_kill_replaces_what_was_to_come() -> None:
     world = loading().watch(60.0)
     assert isinstance(world.state, Killing)
-    assert world.stop(final=True) == (NotifyStopping(),)
+    assert world.stop(final=True) == (NotifyStopping(), AbandonIncident(attempt=1))
     world.stop()
     world.gone()
     assert world.exit == Exit(status=0), "a later stop that is not final does not keep the daemon"

@@ -16,6 +16,7 @@ from mgpu_llm.core.effects import (
     Announce,
     Effect,
     Exit,
+    KeepIncident,
     KillEngine,
     NotifyReady,
     ProbeCompletion,
@@ -52,6 +53,8 @@ from tests.core.looks import still
 EXIT_STATUSES: Final = frozenset({0, 65, 69})
 BASE: Final = Launch(gpus=("GPU-a", "GPU-b"), tensor_parallel=2, utilisation=0.9)
 ON_CPU: Final = Launch(gpus=None, tensor_parallel=2, utilisation=None)
+#: What the wall clock said when the events' clock was at 0: 2026-11-24, 00:00 UTC.
+MIDNIGHT_S: Final = 1_795_478_400.0
 HEADS: Final = Heads(attention=28, key_value=4)
 
 BANNER: Final = "(APIServer pid=702) INFO 11-22 11:08:01 [api_utils.py:273] non-default args: {'model': '/models/m7b'}"
@@ -87,7 +90,7 @@ E = TypeVar("E", bound=Effect)
 def policy(launch: Launch = BASE, **changes: object) -> Policy:
     """The default policy over the built-in ladder: base, p2p-off, utilisation-0.85 and -0.80, tp-1."""
     rungs = built_in(launch, HEADS, step=0.05, floor=0.8)
-    return Policy(**{"rungs": rungs, **changes})  # type: ignore[arg-type]
+    return Policy(**{"rungs": rungs, "incidents": "/state/incidents", "utc_s": MIDNIGHT_S, **changes})  # type: ignore[arg-type]
 
 
 def worker(pid: int = 1027, *, name: str = "VLLM::Worker_TP", cpu_s: float = 20.0, **changes: object) -> ProcessSample:
@@ -111,6 +114,7 @@ class World:
     effects: list[Effect] = field(default_factory=list)
     alive: set[int] = field(default_factory=set)
     spawned: list[int] = field(default_factory=list)
+    incidents: list[str] = field(default_factory=list)
     exit: Exit | None = None
     stacks: Callable[[int], tuple[Stack, ...] | None] = still
     stacks_unobserved: str = ""
@@ -155,6 +159,11 @@ class World:
                 assert effect.attempt == self.attempt
                 self.alive.add(effect.attempt)
                 self.spawned.append(effect.attempt)
+            case KeepIncident():
+                assert self.alive == {effect.attempt}, f"{effect} of an engine that is gone"
+                assert effect.incident not in self.incidents, "an incident is kept once"
+                assert isinstance(self.state, Killing)
+                self.incidents.append(effect.incident)
             case KillEngine() | TerminateEngine():
                 assert self.alive == {effect.attempt}, f"{effect} while {self.alive} is alive"
             case ProbeHealth() | ProbeCompletion() | TakeStacks():

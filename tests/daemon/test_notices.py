@@ -96,8 +96,8 @@ def test_a_slow_load_that_moves_is_given_time_again_and_again_and_its_phases_are
     loading = manager.messages[: manager.first("READY=1")]
     asked_s = [int(message.partition("=")[2]) / 1e6 for message in loading if message.startswith("EXTEND_")]
     assert len(asked_s) >= 2
-    # The patience, twice as where no stacks can be had, and time for the verdict, the kill and the next spawn.
-    assert asked_s[1:] == [2 * 30 + 75] * len(asked_s[1:])
+    # The patience, twice as where no stacks can be had, and time for the verdict, the evidence, the kill and the next spawn.
+    assert asked_s[1:] == [2 * 30 + 85] * len(asked_s[1:])
     told = [found[1] for message in loading if (found := re.match(r"STATUS=loading: ([a-z-]+)", message))]
     reached = [Phase[name.upper().replace("-", "_")] for name in dict.fromkeys(told)]
     assert reached == sorted(reached)

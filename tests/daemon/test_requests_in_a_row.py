@@ -14,9 +14,11 @@ from mgpu_llm.adapters.engine.process import EngineProcess
 from mgpu_llm.adapters.gpus import Gpus
 from mgpu_llm.adapters.health import Probes
 from mgpu_llm.adapters.history import History
+from mgpu_llm.adapters.incidents import Incidents
 from mgpu_llm.adapters.recorder import Recorder
 from mgpu_llm.adapters.systemd import SystemdNotifier
 from mgpu_llm.chronicle import Chronicle
+from mgpu_llm.collector import Collector
 from mgpu_llm.core.endpoint import Endpoint
 from mgpu_llm.core.events import Event, StartRequested, StopRequested
 from mgpu_llm.core.launch import Server
@@ -32,8 +34,13 @@ def runner(folder: Path, events: asyncio.Queue[Event]) -> Runner:
     """One whose loop does not run, so that nothing is taken up."""
     clock = time.monotonic
     endpoint = Endpoint(url="http://127.0.0.1:1", uds=None, api_key=None, served_name=None)
+    engine = EngineProcess(clock=clock, emit=events.put_nowait, runtime_dir=folder)
+    incidents = Incidents(None, keep=0, max_bytes=0)
+    collector = Collector(engine=engine, gpus=Gpus(), incidents=incidents, recording=str, model="toy", state_dir="/")
     outside = Outside(
-        engine=EngineProcess(clock=clock, emit=events.put_nowait, runtime_dir=folder),
+        engine=engine,
+        collector=collector,
+        nccl_folder=folder,
         observer=Observer(Gpus(), {}, clock, events.put_nowait),
         probes=Probes(endpoint, health_timeout_s=1, completion_timeout_s=1),
         server=Server(command=("vllm",), model="toy"),

@@ -80,6 +80,10 @@ class Gpus:
         wanted = tuple(uuids)
         return await self._driver.call(lambda: self._nvml.read(wanted, processes), deadline_s)
 
+    async def versions(self, deadline_s: float = 2) -> dict[str, str]:
+        """The driver's version, and the CUDA version that it supports, as far as it tells. Raises GpusUnobserved."""
+        return await self._driver.call(self._nvml.versions, deadline_s)
+
 
 def resolve(wanted: Literal["all"] | Sequence[int | str], inventory: Sequence[Gpu]) -> tuple[Gpu, ...]:
     """The GPUs that `wanted` names, in its order: "all", or indices and UUIDs ("GPU-..." or, as in CUDA, a unique
@@ -220,6 +224,13 @@ class _Nvml:
 
     def read(self, uuids: Sequence[str], with_processes: bool) -> tuple[GpuReading, ...]:
         return tuple(self._read(uuid, with_processes) for uuid in uuids)
+
+    def versions(self) -> dict[str, str]:
+        with self._session("ask for the driver's version") as nvml:
+            driver = _if_told(nvml, nvml.nvmlSystemGetDriverVersion)
+            cuda = _if_told(nvml, nvml.nvmlSystemGetCudaDriverVersion_v2)
+        told = {"driver": driver, "cuda": cuda and f"{cuda // 1000}.{cuda % 1000 // 10}"}
+        return {what: str(version) for what, version in told.items() if version}
 
     def _identify(self, index: int) -> Gpu:
         with self._session(f"identify GPU {index}") as nvml:

@@ -116,6 +116,8 @@ Wait = Annotated[float, Field(ge=0, le=86400), Expected("seconds from 0 to 86400
 Fraction = Annotated[float, Field(gt=0, le=1), Expected("a fraction above 0 and up to 1")]
 Switch = Annotated[bool, Expected("true or false")]
 Count = Annotated[int, Field(ge=1, le=1000), Expected("an integer from 1 to 1000")]
+Kept = Annotated[int, Field(ge=0, le=1000), Expected("an integer from 0 to 1000")]
+Mebibytes = Annotated[int, Field(ge=1, le=100_000), Expected("MiB as an integer from 1 to 100000")]
 
 
 class Table(BaseModel):
@@ -225,8 +227,14 @@ class StopSettings(Table):
 class RecordsSettings(Table):
     """The recordings of attempts: `keep` of them, 0 for none, and `max_size` MiB in all."""
 
-    keep: Annotated[int, Field(ge=0, le=1000), Expected("an integer from 0 to 1000")] = 20
-    max_size: Annotated[int, Field(ge=1, le=100_000), Expected("MiB as an integer from 1 to 100000")] = 200
+    keep: Kept = 20
+    max_size: Mebibytes = 200
+
+
+class IncidentsSettings(RecordsSettings):
+    """The same of the evidence of failed attempts."""
+
+    max_size: Mebibytes = 100
 
 
 class DaemonSettings(Table):
@@ -279,6 +287,7 @@ class Config(Table):
     retries: RetrySettings = RetrySettings()
     stop: StopSettings = StopSettings()
     records: RecordsSettings = RecordsSettings()
+    incidents: IncidentsSettings = IncidentsSettings()
     daemon: DaemonSettings = DaemonSettings()
     ladder: Annotated[
         tuple[RungSettings, ...] | None, AfterValidator(_names_once), Expected("an array of tables", "a table")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Final, assert_never
 
 from mgpu_llm.core import ladder
 from mgpu_llm.core.backoff import delay_s
 from mgpu_llm.core.diagnosis import Diagnosis
-from mgpu_llm.core.states import Ended, Fail, Next, Policy, Run, Try
+from mgpu_llm.core.states import Ended, Fail, Next, Policy, Rest, Run, Try
 
 #: Exit statuses of the daemon, named in the unit's RestartPreventExitStatus. 65, 69, 70 and 78 follow sysexits.h.
 DO_NOT_RETRY: Final = 65
@@ -59,7 +59,7 @@ def begun(run: Run, rung: int) -> Run:
 
 def final_message(run: Run, why: str) -> str:
     """The last word: why it is over, what was tried and why each attempt failed, and what to do."""
-    failed = _failed_in_a_row(run)
+    failed = failed_in_a_row(run)
     told = [
         f"attempt {ended.number} ({ended.rung}, {ended.duration_s:.0f} s): {ended.diagnosis.summary}"
         for ended in failed
@@ -69,12 +69,27 @@ def final_message(run: Run, why: str) -> str:
     return f"gave up: {why}; " + "; ".join(told) + (f". What to do: {' / '.join(advice)}" if advice else "")
 
 
-def _failed_in_a_row(run: Run) -> tuple[Ended, ...]:
+def failed_in_a_row(run: Run) -> tuple[Ended, ...]:
     """The failed attempts that count: those since the engine last served, and all since the first death in this row."""
     failed = tuple(ended for ended in run.ended if ended.diagnosis is not None)
     deaths = [index for index, ended in enumerate(failed) if ended.outcome == "died"]
     in_a_row = deaths[-run.deaths :] if run.deaths else []
     return failed[max(0, min([len(failed) - max(run.tries, 1), *in_a_row])) :]
+
+
+def in_words(then: Next | None, run: Run, policy: Policy) -> str:
+    """What is done after an attempt of `run`, "" where somebody else decides."""
+    match then:
+        case Try(rung=rung) if rung == run.rung:
+            return f"try again on rung {policy.rungs[rung].name} after {then.delay_s:g} s"
+        case Try(rung=rung):
+            return f"step down to rung {policy.rungs[rung].name}"
+        case Fail():
+            return f"give up (exit status {then.status})"
+        case Rest() | None:
+            return ""
+        case _ as unreachable:
+            assert_never(unreachable)
 
 
 def _delay_s(run: Run, policy: Policy) -> float:

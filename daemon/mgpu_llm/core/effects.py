@@ -41,6 +41,32 @@ class KillEngine:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeepIncident:
+    """Keep what can be seen of an attempt that has failed, before KillEngine, which waits for it. Answered by IncidentKept
+    once the incident of this id is whole on disk; not at all where that cannot be."""
+
+    attempt: int
+    incident: str
+    rung: str
+    phase: str
+    outcome: str
+    cause: str
+    summary: str
+    advice: str
+    evidence: tuple[str, ...]
+    duration_s: float
+    decision: str
+    launch: Launch
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbandonIncident:
+    """Somebody wants the engine gone now: keep nothing more of it."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TakeStacks:
     """See where every thread of the engine stands, without stopping any. Answered by StacksTaken."""
 
@@ -102,5 +128,14 @@ class Exit:
     message: str = ""
 
 
-EngineEffect = SpawnEngine | TerminateEngine | KillEngine | TakeStacks | ProbeHealth | ProbeCompletion
+EngineEffect = (
+    SpawnEngine
+    | TerminateEngine
+    | KillEngine
+    | KeepIncident
+    | AbandonIncident
+    | TakeStacks
+    | ProbeHealth
+    | ProbeCompletion
+)
 Effect = EngineEffect | RememberStart | NotifyReady | ExtendTimeout | NotifyStopping | Announce | Exit

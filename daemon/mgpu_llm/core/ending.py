@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar, assert_never
 
-from mgpu_llm.core import decision, starting
+from mgpu_llm.core import decision, incident, starting
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.effects import (
+    AbandonIncident,
     Announce,
     Effect,
     Exit,
     ExtendTimeout,
+    KeepIncident,
     KillEngine,
     Level,
     NotifyStopping,
@@ -22,6 +24,7 @@ from mgpu_llm.core.events import (
     EngineGone,
     EngineStuck,
     Event,
+    IncidentKept,
     RestartRequested,
     StartRequested,
     StopRequested,
@@ -67,9 +70,13 @@ def after_verdict(run: Run, at: float, found: Diagnosis, then: Next, policy: Pol
     """An attempt has failed: say why, clear it away, and go on to `then`."""
     facts: dict[str, object] = {"attempt": run.attempt, "rung": policy.rungs[run.rung].name, "cause": found.cause}
     facts |= {"summary": found.summary, "advice": found.advice}
+    kept = _incident(run, at, found, then, policy)
+    if kept:
+        facts["incident"] = kept[0].incident
     announced = [Announce(name=f"engine.{found.outcome}", level=Level.ERROR, facts=facts)]
     announced += [Announce(name="engine.evidence", facts={"seen": seen}) for seen in found.evidence]
-    return Killing(run=run, since=at, then=then, why=found.summary), (*announced, KillEngine(attempt=run.attempt))
+    killing = Killing(run=run, since=at, then=then, why=found.summary, keeping=bool(kept))
+    return killing, (*announced, *kept, KillEngine(attempt=run.attempt))
 
 
 def ended(run: Run, since: float, phase: str, at: float, found: Diagnosis | None, policy: Policy) -> Ended:
@@ -115,8 +122,12 @@ def killing(state: Killing, event: Event, policy: Policy) -> Step:
             return after, (*remarks, *effects)
         case EngineStuck():
             return _stuck(state, event)
+        case IncidentKept() if state.keeping:
+            return replace(state, run=state.run.with_incident(event.incident), keeping=False), ()
         case StopRequested():
-            return replace(state, then=_rest(state.then, event)), _stopping(event)
+            # Whoever asks for a stop does not want to wait for evidence.
+            abandoned = (AbandonIncident(attempt=state.run.attempt),) if state.keeping else ()
+            return replace(state, then=_rest(state.then, event), keeping=False), (*_stopping(event), *abandoned)
         case RestartRequested() | StartRequested():
             return _asked_back(state), ()
         case _:
@@ -152,11 +163,36 @@ def _proceed(run: Run, then: Next, at: float, policy: Policy) -> Step:
             exits = (Exit(status=0),) if then.final else ()
             return Stopped(run=run), (Announce(name="engine.stopped"), *exits)
         case Fail():
-            return Failed(run=run, status=then.status, message=then.message), (
-                Exit(status=then.status, message=then.message),
-            )
+            message = then.message + _where_the_evidence_lies(run, policy)
+            return Failed(run=run, status=then.status, message=message), (Exit(status=then.status, message=message),)
         case _ as unreachable:
             assert_never(unreachable)
+
+
+def _incident(run: Run, at: float, found: Diagnosis, then: Next, policy: Policy) -> tuple[KeepIncident, ...]:
+    if not policy.incidents:
+        return ()
+    ended, rung = run.ended[-1], policy.rungs[run.rung]
+    kept = KeepIncident(
+        attempt=run.attempt,
+        incident=incident.name(policy.utc_s + at, run.attempt, found.cause),
+        rung=rung.name,
+        phase=ended.phase,
+        outcome=found.outcome,
+        cause=found.cause,
+        summary=found.summary,
+        advice=found.advice,
+        evidence=found.evidence,
+        duration_s=ended.duration_s,
+        decision=decision.in_words(then, run, policy),
+        launch=rung.launch,
+    )
+    return (kept,)
+
+
+def _where_the_evidence_lies(run: Run, policy: Policy) -> str:
+    ids = [ended.incident for ended in decision.failed_in_a_row(run) if ended.incident]
+    return f". Evidence in {policy.incidents}: {', '.join(ids)}" if ids else ""
 
 
 def _announced(why: str) -> Announce:

@@ -76,6 +76,15 @@ class EngineGone:
 
 
 @dataclass(frozen=True, kw_only=True)
+class IncidentKept:
+    """After KeepIncident: what could be seen of the attempt is on disk, under this id."""
+
+    at: float
+    attempt: int
+    incident: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineStuck:
     """After KillEngine: these processes outlived SIGKILL; `holders` names each ("pid 71 (VLLM::Worker, state D)")."""
 
@@ -226,6 +235,7 @@ EngineEvent = (
     | EngineExited
     | EngineGone
     | EngineStuck
+    | IncidentKept
     | LineRead
     | LinesDropped
     | ProcessesSampled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final, assert_never
+from typing import Any, Final
 
 from mgpu_llm.core import decision as decisions
 from mgpu_llm.core import ladder, progress, readings, recording, supervisor
@@ -15,7 +15,7 @@ from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.ladder import Heads, Kind, Rung
 from mgpu_llm.core.launch import Launch
 from mgpu_llm.core.recording import Recording, RecordingError, Row
-from mgpu_llm.core.states import Fail, Killing, Next, Policy, Rest, Run, Starting, State, Try
+from mgpu_llm.core.states import Killing, Policy, Run, Starting, State
 
 #: How a diagnosis's outcome is told of a recording: what was refused ended by itself as well.
 _OUTCOMES: Final = {"stalled": "stalled", "crashed": "crashed", "refused": "crashed"}
@@ -184,7 +184,7 @@ def _report(
         last_progress_at=heart.last_moved_at,
         phase=_phase(heart.phase, outcome),
         cause=found.cause if found else None,
-        decision=_decision(then, policy, last.run),
+        decision=decisions.in_words(then, last.run, policy) or None,
         summary=found.summary if found else "",
         advice=found.advice if found else "",
         ended_at=ended.ended_at if ended is not None else max(at, recorded.ended_at),
@@ -202,20 +202,6 @@ def _outcome(recorded: Recording, found: Diagnosis | None, at: float) -> tuple[s
 
 def _phase(phase: Phase, outcome: str) -> str:
     return "serving" if outcome == "healthy" else phase.label
-
-
-def _decision(then: Next | None, policy: Policy, run: Run) -> str | None:
-    match then:
-        case Try(rung=rung) if rung == run.rung:
-            return f"try again on rung {policy.rungs[rung].name} after {then.delay_s:g} s"
-        case Try(rung=rung):
-            return f"step down to rung {policy.rungs[rung].name}"
-        case Fail():
-            return f"give up (exit status {then.status})"
-        case Rest() | None:
-            return None
-        case _ as unreachable:
-            assert_never(unreachable)
 
 
 def _phases(last: Starting, policy: Policy, until: float) -> tuple[PhaseReport, ...]:

@@ -182,4 +182,5 @@ def _ended(ended: Ended, at: float) -> AttemptStatus:
         summary=found.summary if found else "",
         advice=found.advice if found else "",
         evidence=found.evidence if found else (),
+        incident=ended.incident,
     )

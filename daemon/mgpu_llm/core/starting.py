@@ -41,8 +41,8 @@ from mgpu_llm.core.states import Policy, Ready, Run, Starting, State
 PROBE_EVERY_S: Final = 0.5
 #: While progress is real, systemd is asked for more time at most this often.
 EXTEND_EVERY_S: Final = 5.0
-#: What is asked for beyond the phase's patience, so that a verdict, the kill and the next spawn fit in.
-EXTEND_SLACK_S: Final = 75.0
+#: What is asked for beyond the phase's patience, so that a verdict, its evidence, the kill and the next spawn fit in.
+EXTEND_SLACK_S: Final = 85.0
 
 Step = tuple[State, tuple[Effect, ...]]
 Outcome = Step | Diagnosis

@@ -22,11 +22,14 @@ LONGEST_HISTORY = 50
 class Policy:
     """What the config decided, and what this host's own starts have taught. Times are seconds. `rungs[0]` is the base: the
     admin's own settings, and `keys` are their keys in the history (`history.launch_key`). `weights_bytes` is the size of
-    the model's files, None where it is not known."""
+    the model's files, None where it is not known. `incidents` is the folder in which failed attempts are kept, "" where none
+    are, and `utc_s` what the wall clock said (seconds since 1970) when the events' clock was at 0."""
 
     rungs: tuple[Rung, ...]
     patience: Mapping[Phase, float] = field(default_factory=lambda: dict(DEFAULT_PATIENCE_S))
     keys: tuple[str, ...] = ()
+    incidents: str = ""
+    utc_s: float = 0.0
     past: tuple[PastStart, ...] = ()
     learn_factor: float | None = 5.0
     look_at_stacks: bool = True
@@ -56,7 +59,8 @@ class Policy:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """One attempt that is over. `ended_at` and `duration_s` in seconds; `phase` is the last phase reached."""
+    """One attempt that is over. `ended_at` and `duration_s` in seconds; `phase` is the last phase reached,
+    `incident` the id under which its evidence is kept, "" where it is not."""
 
     number: int
     rung: str
@@ -65,6 +69,7 @@ class Ended:
     ended_at: float
     duration_s: float
     diagnosis: Diagnosis | None
+    incident: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +91,11 @@ class Run:
 
     def closed(self, ended: Ended) -> Run:
         return replace(self, ended=(*self.ended, ended)[-LONGEST_HISTORY:])
+
+    def with_incident(self, incident: str) -> Run:
+        """The evidence of the attempt that ended last is kept."""
+        *before, last = self.ended
+        return replace(self, ended=(*before, replace(last, incident=incident)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,12 +174,13 @@ class Terminating:
 
 @dataclass(frozen=True, kw_only=True)
 class Killing:
-    """Every process of the attempt is being killed and its GPU memory waited for."""
+    """Every process of the attempt is being killed and its GPU memory waited for. `keeping`: first its evidence is kept."""
 
     run: Run
     since: float
     then: Next
     why: str
+    keeping: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,8 @@ class PhaseStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptStatus:
-    """One run of the engine. `outcome`: running, ready, stopped, stalled, crashed, refused or died (while serving)."""
+    """One run of the engine. `outcome`: running, ready, stopped, stalled, crashed, refused or died (while serving).
+    `incident` is the id under which its evidence is kept, "" where none is."""
 
     number: int
     rung: str
@@ -55,6 +56,7 @@ class AttemptStatus:
     summary: str
     advice: str
     evidence: tuple[str, ...]
+    incident: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

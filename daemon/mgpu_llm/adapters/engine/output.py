@@ -38,12 +38,22 @@ class Tail:
         self._max_lines = max_lines
         self._max_bytes = max_bytes
         self._bytes = 0
+        self._fresh = 0
 
     def append(self, line: str) -> None:
         self._lines.append(line)
+        self._fresh += 1
         self._bytes += len(line.encode())
         while self._lines and (len(self._lines) > self._max_lines or self._bytes > self._max_bytes):
             self._bytes -= len(self._lines.popleft().encode())
+
+    def begin_anew(self) -> None:
+        """Another engine speaks from now on."""
+        self._fresh = 0
+
+    def last_of_this(self, count: int) -> tuple[str, ...]:
+        """As `last`, but without the lines of engines before this one."""
+        return self.last(min(count, self._fresh))
 
     def last(self, count: int) -> tuple[str, ...]:
         """The last `count` lines, oldest first."""

@@ -95,6 +95,7 @@ class EngineProcess:
                 self._emit(EngineSpawnFailed(at=self._clock(), attempt=attempt, reason=why, hopeless=hopeless))
 
     async def _spawn(self, number: int, argv: tuple[str, ...], env: Mapping[str, str], cwd: Path | None) -> None:
+        self.tail.begin_anew()
         tag = tags.new(self._runtime_dir, number)
         memory = leftovers.SharedMemory()
         with contextlib.ExitStack() as undo:

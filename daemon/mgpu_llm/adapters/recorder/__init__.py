@@ -55,9 +55,11 @@ class Recorder:
         self._closing = False
         self._begun: Begin | None = None
         self._lost = 0
+        self._outcome = ""
+        self._writer: Writer | None = None
         self._thread: threading.Thread | None = None
         if folder is not None and keep > 0:
-            writer = Writer(Folder(folder, keep=keep, max_bytes=max_bytes), now)
+            self._writer = writer = Writer(Folder(folder, keep=keep, max_bytes=max_bytes), now)
             # Our own, not an executor's: those are joined when the interpreter exits, and a dead disk never answers.
             self._thread = threading.Thread(target=self._serve, args=(writer,), name="recorder", daemon=True)
             self._thread.start()
@@ -90,11 +92,16 @@ class Recorder:
         """The attempt has come to `outcome` (a word of a-z), which goes into the file's name; `rows` close it."""
         if self._begun is None:
             return
-        self._begun, closing = None, list(rows)
+        self._begun, self._outcome, closing = None, outcome, list(rows)
         if self._lost:
             self._waiting.append(recording.note(closing[0]["t"] if closing else 0.0, "lost", count=self._lost))
         self._waiting.append(End(outcome=outcome, rows=tuple(closing)))
         self._wake.set()
+
+    def name(self, attempt: int) -> str:
+        """The recording of an attempt that is over, by the name that it has or will have; "" where there is none."""
+        number, beginning = (0, "") if self._writer is None else self._writer.begun
+        return f"{beginning}{self._outcome}.jsonl.gz" if beginning and number == attempt else ""
 
     def close(self, limit_s: float = CLOSE_S) -> None:
         """Finish the files, within `limit_s`; what is not finished by then is finished by the next daemon."""

@@ -53,6 +53,11 @@ class Folder:
         self._open = path
         return descriptor
 
+    @property
+    def beginning(self) -> str:
+        """How the name of the open recording begins, "" without one."""
+        return "" if self._open is None else self._open.name.removesuffix(f"{RUNNING}.jsonl")
+
     def grown(self, size: int) -> None:
         """The open recording has this size now: older ones may have to go."""
         if self._others_bytes + size > self.max_bytes:

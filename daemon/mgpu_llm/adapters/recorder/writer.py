@@ -60,6 +60,8 @@ class Writer:
         self._now = now
         self._file: _Growing | None = None
         self._lines = list[bytes]()
+        #: The attempt whose recording was begun last, and how its name begins.
+        self.begun = (0, "")
 
     @property
     def writing(self) -> bool:
@@ -104,6 +106,7 @@ class Writer:
         rung = re.sub(r"[^a-z0-9.-]", "-", str(begin.header.get("rung", "base")).lower())
         try:
             file.fd = self._folder.open(self._now(), f"a{begin.attempt}-{rung}")
+            self.begun = (begin.attempt, self._folder.beginning)
         except OSError as error:
             self._fail(file, error)
 

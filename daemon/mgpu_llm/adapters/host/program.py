@@ -1,0 +1,35 @@
+"""A program of the host that is asked something, with a limit to its answer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+
+
+class Unanswered(Exception):  # noqa: N818 - a state of knowledge, as gpus.GpusUnobserved
+    """Nobody tells; the text says why."""
+
+
+def ask(argv: Sequence[str], *, limit_s: float, most_bytes: int = 4 << 20) -> str:
+    """What it prints, if it ends with 0. Raises Unanswered. After `limit_s` it is killed, which may wait for ever where it
+    is stuck in the kernel."""
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=limit_s,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except FileNotFoundError:
+        raise Unanswered(f"there is no {argv[0]}") from None
+    except subprocess.TimeoutExpired:
+        raise Unanswered(f"{argv[0]} has not answered within {limit_s:g} s") from None
+    except OSError as error:
+        raise Unanswered(f"cannot run {argv[0]}: {(error.strerror or '').lower()}") from None
+    if done.returncode != 0:
+        said = " ".join(done.stderr.decode("utf-8", "replace").split())[:200]
+        raise Unanswered(f"{argv[0]} ended with {done.returncode}" + (f": {said}" if said else ""))
+    return done.stdout[:most_bytes].decode("utf-8", "replace")
