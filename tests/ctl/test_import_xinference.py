@@ -139,6 +139,8 @@ def test_models_may_bring_code_unless_xinference_was_told_not_to(value: str) -> 
         "--host 0.0.0.0",
         "--frobnicate 3",
         "--enforce_eager perhaps",
+        "--max_model_len",
+        "--gpu_memory_utilization",
         "--gpu_memory_utilization 1.5",
         "--n-gpu many",
         "--gpu-idx a,b",

@@ -39,22 +39,22 @@ _DASHES: Final = re.compile(r"^(?:[–—―−]+-?|-[–—―−]+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """An option as it was written, and its value."""
+    """An option as it was written, and its value: "True" for one that stands `alone`."""
 
     word: str
     value: str
+    alone: bool = False
 
     @property
     def text(self) -> str:
-        return f"{self.word} {self.value}".strip()
+        return self.word if self.alone else f"{self.word} {self.value}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """`options` by their long name without dashes, `engine` by the name of vLLM's field ("max_model_len").
 
-    An option of vLLM that stands alone has the value "True", which is how Xinference would want it written. `pairs` has
-    the options that take two words. `strays` are words that belong to no option.
+    `pairs` has the options that take two words. `strays` are words that belong to no option.
     """
 
     options: Mapping[str, Given] = field(default_factory=dict)
@@ -80,9 +80,9 @@ def read(words: Sequence[str]) -> Asked:
         elif name in OPTIONS:
             options[name] = Given(word=written, value=_needed(written, left) if value is None else value)
         else:
-            lone = value is None and (not left or _option(left[0])[0] != "")
-            chosen = "True" if lone else left.pop(0) if value is None else value
-            engine[name] = Given(word=written, value=chosen)
+            alone = value is None and (not left or _option(left[0])[0] != "")
+            chosen = "True" if alone else left.pop(0) if value is None else value
+            engine[name] = Given(word=written, value=chosen, alone=alone)
     return Asked(options=options, pairs=pairs, engine=engine, strays=tuple(strays))
 
 

@@ -59,6 +59,9 @@ def _one(name: str, given: Given) -> Iterator[Finding]:
     if given.value == "None":
         yield Same(what=given.text)
         return
+    if option.kind == "value" and given.alone:
+        yield Left(what=given.text, why="it has no value")
+        return
     if option.kind == "value":
         yield _with_value(written, given)
         if name == "limit_mm_per_prompt" and given.value.lstrip().startswith("{"):
