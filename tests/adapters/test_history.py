@@ -50,6 +50,7 @@ def _text(text: str) -> Callable[[Path], object]:
     [
         (_text("{"), "it is not JSON: "),
         (_text('{"format": 2, "starts": []}'), "it has format '2', and this version knows 1"),
+        (_text(to_json([start()]).replace("112.5", "1" + "0" * 400)), 'start 0 has no seconds "duration_s"'),
         (_text("[" * 100_000), "it is nested too deeply"),
         (_text(" " * (MOST_BYTES + 1)), "it is larger than 1024 KiB"),
         (lambda file: file.write_bytes(b"\xff"), "'utf-8' codec can't decode"),
@@ -57,7 +58,7 @@ def _text(text: str) -> Callable[[Path], object]:
         (os.mkfifo, "it is no plain file"),
         (lambda file: file.symlink_to("/etc/passwd"), "too many levels of symbolic links"),
     ],
-    ids=["broken", "of-the-future", "deep", "huge", "binary", "a-folder", "a-fifo", "a-link"],
+    ids=["broken", "of-the-future", "endless", "deep", "huge", "binary", "a-folder", "a-fifo", "a-link"],
 )
 def test_a_file_that_is_none_of_ours_is_moved_aside_with_one_warning_and_a_new_one_begun(
     tmp_path: Path, logged: list[EventDict], spoil: Callable[[Path], object], why: str

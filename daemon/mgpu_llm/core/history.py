@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -16,6 +15,8 @@ from mgpu_llm.core.launch import SECRET, shown
 FORMAT: Final = 1
 #: So many successful starts are remembered.
 LONGEST: Final = 20
+#: A time beyond is none: no start takes thirty years. JSON's integers may be too large for any float.
+LONGEST_S: Final = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ def _by_phase(index: int, row: Mapping[str, Any], name: str) -> dict[str, float]
 
 
 def _is_seconds(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LONGEST_S
 
 
 def _is_time(text: str) -> bool:
