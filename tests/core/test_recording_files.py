@@ -37,8 +37,12 @@ LINE_1 = "line 1 is not a row of a recording: "
         (['{"t": 1, "kind": 5}'], LINE_1 + 'it has no "kind"'),
         ([{"t": 1, "kind": "note", "what": "exit"}], LINE_1 + 'its "rc" is no exit status'),
         ([{"t": 1, "kind": "note", "what": "exit", "rc": "1"}], LINE_1 + 'its "rc" is no exit status'),
+        ([{"t": 1, "kind": "note", "what": ["exit"]}], LINE_1 + 'its "what" is no text'),
+        ([{"t": 1, "kind": "note", "what": {"exit": 1}}], LINE_1 + 'its "what" is no text'),
+        ([{"t": 1, "kind": "note", "what": None}], LINE_1 + 'its "what" is no text'),
         ([{"t": 1, "kind": "weather"}], "none of its rows is of a kind that recordings have"),
         ([LOG, "x", LOG], "line 2 is not a row of a recording: it is no JSON"),
+        ([recording.note(1, "healthy"), "x", LOG], "line 2 is not a row of a recording: it is no JSON"),
         ([LOG, "", "x", "y"], "line 3 is not a row of a recording: it is no JSON"),
     ],
 )  # fmt: skip
@@ -60,6 +64,30 @@ def test_a_number_of_thousands_of_digits_is_refused_in_one_short_line() -> None:
     with pytest.raises(RecordingError) as refused:
         read([f'{{"t": {"1" * 5000}, "kind": "log"}}'])
     assert len(str(refused.value)) < 300
+
+
+SAMPLE = {"t": 1.0, "kind": "sample", "procs": [{"pid": 1}]}
+
+
+def test_only_what_somebody_looks_at_is_kept() -> None:
+    unused: list[object] = [{"t": 5.0, "kind": "weather"}, {"t": 6.0, "kind": "note", "what": "cmd"}]
+    wordy = {**LOG, "more": [[]] * 9}
+    recorded = read(lines(*unused, wordy, recording.note(2.0, "lost", count=3), *unused))
+    assert recorded.rows == (LOG, recording.note(2.0, "lost", count=3))
+    assert recorded.ended_at == 6.0
+
+
+@pytest.mark.parametrize(
+    ("row", "fitting"),
+    [(LOG, 20), ({**LOG, "line": ",[{" * 9, "more": [[]] * 9}, 20), (SAMPLE, 10), ({"t": 1, "kind": "weather"}, 1000)],
+)
+def test_what_holds_more_than_a_recording_can_is_refused(
+    monkeypatch: pytest.MonkeyPatch, row: Row, fitting: int
+) -> None:
+    monkeypatch.setattr(recording, "MOST_VALUES", 100)
+    read(lines(LOG, *[row] * (fitting - 1)))
+    with pytest.raises(RecordingError, match=r"^it is larger than any recording$"):
+        read([line.encode() for line in lines(*[LOG] * 10, *[row] * fitting, *[SAMPLE] * 10)])
 
 
 def test_a_last_line_that_breaks_off_is_left_out() -> None:

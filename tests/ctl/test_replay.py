@@ -83,10 +83,18 @@ def test_a_recording_that_is_cut_off_is_judged_as_far_as_it_goes_and_said_to_be_
         (b'{"a": 1}\n{"a": 2}\n', 'line 1 is not a row of a recording: it has no "t" in seconds since the spawn'),
         (b'{"t": 1, "kind": "weather"}\n', "none of its rows is of a kind that recordings have"),
         (b"\xff\xfe\x00\n\x00\n", "line 1 is not a row of a recording: it is no JSON"),
+        (
+            b'{"t": 1, "kind": "note", "what": ["exit"]}\n' * 2,
+            'line 1 is not a row of a recording: its "what" is no text',
+        ),
+        (gzip.compress(b'{"t":1,"kind":"host"}\n' * 1_500_000), "it is larger than any recording\n"),
+        (gzip.compress((b" " * (1 << 20) + b"\n") * 256, 1), "it is larger than any recording\n"),
+        (gzip.compress(b" " * (17 << 20)), "it has a line longer than any of a recording\n"),
         (HANG.read_bytes()[:20], "it is cut off before its first row"),
         (HANG.read_bytes()[:-8] + b"\0" * 8, "it is damaged: "),
         (b'{"t": 1, "kind": "sample", "procs": [{"pid": "x"}]}\n', "the sample row at t=1 has a field of a wrong type"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_no_recording_gets_one_line_and_exit_code_2(tmp_path: Path, content: bytes, why: str) -> None:
     file = tmp_path / "file"

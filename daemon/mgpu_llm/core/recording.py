@@ -28,7 +28,13 @@ END_NOTES: Final = frozenset({"healthy", "exit", "limit", "stopping"})
 FORMAT: Final = 1
 #: A time beyond is none: no start takes thirty years.
 LONGEST_S: Final = 1e9
+#: What a recording may hold: as many values as two million lines of output have, more than the 64 MiB of ours. A small
+#: gzipped file can become many more.
+MOST_VALUES: Final = 10_000_000
+ROW_VALUES: Final = 5
 _KINDS: Final = frozenset({"note", "log", "dropped", "sample", "unobserved", "host", "stacks"})
+#: The notes that somebody looks at, beside those that end a recording.
+_NOTES: Final = frozenset({"attempt", "fault", "lost"})
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 Row = readings.Row
@@ -64,26 +70,16 @@ class Recording:
 
 def read(lines: Iterable[bytes | str]) -> Recording:
     """The recording in `lines`. A last line that breaks off is left out: its writer was killed. Raises RecordingError."""
-    rows, broken = list[Row](), ""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        if broken:
-            raise RecordingError(broken)
-        try:
-            rows.append(_checked(json.loads(line)))
-        except (ValueError, RecursionError) as error:  # json's own errors and a wrong encoding are ValueErrors
-            broken = f"line {number} is not a row of a recording: {_in_one_line(error)}"
-    if not rows:
-        raise RecordingError(broken or "it is empty")
-    if not any(row["kind"] in _KINDS for row in rows):
-        raise RecordingError("none of its rows is of a kind that recordings have")
-    return cut(rows)
+    rows = _rows(lines)
+    found = cut(rows)
+    for _ in rows:
+        continue  # what follows the end is not kept, and must be rows all the same
+    return found
 
 
 def cut(rows: Iterable[Row]) -> Recording:
-    """The recording in `rows`, without what follows its end."""
-    kept = list[Row]()
+    """The recording in `rows`, without what follows its end and without what nobody looks at."""
+    kept, last = list[Row](), 0.0
     header: Mapping[str, Any] = {}
     for row in rows:
         what = row.get("what") if row.get("kind") == "note" else None
@@ -94,9 +90,34 @@ def cut(rows: Iterable[Row]) -> Recording:
             return Recording(
                 rows=tuple(kept), ended_by=str(what), ended_at=float(row["t"]), exit_status=status, header=header
             )
-        kept.append(row)
-    last = max((float(row["t"]) for row in kept), default=0.0)
+        last = max(last, float(row["t"]))
+        if _is_looked_at(row):
+            kept.append(row)
     return Recording(rows=tuple(kept), ended_by="", ended_at=last, header=header)
+
+
+def _rows(lines: Iterable[bytes | str]) -> Iterator[Row]:
+    """Raises RecordingError: at the end too, where there was nothing of a recording."""
+    broken, empty, strange, left = "", True, True, MOST_VALUES
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if broken:
+            raise RecordingError(broken)
+        try:
+            row = _checked(json.loads(line))
+        except (ValueError, RecursionError) as error:  # json's own errors and a wrong encoding are ValueErrors
+            broken = f"line {number} is not a row of a recording: {_in_one_line(error)}"
+            continue
+        empty, strange = False, strange and row["kind"] not in _KINDS
+        left -= _values(row, line) if _is_looked_at(row) else 0
+        if left < 0:
+            raise RecordingError("it is larger than any recording")
+        yield row
+    if empty:
+        raise RecordingError(broken or "it is empty")
+    if strange:
+        raise RecordingError("none of its rows is of a kind that recordings have")
 
 
 def events(recording: Recording, *, attempt: int = 1, spawned_at: float = 0.0) -> Iterator[Event]:
@@ -182,11 +203,29 @@ def _checked(row: object) -> Row:
     t = row.get("t")
     if isinstance(t, bool) or not isinstance(t, int | float) or not 0 <= t <= LONGEST_S:
         raise ValueError('it has no "t" in seconds since the spawn')
-    if not isinstance(row.get("kind"), str):
+    kind, what = row.get("kind"), row.get("what", "")
+    if not isinstance(kind, str):
         raise ValueError('it has no "kind"')
-    if row.get("what") == "exit" and not isinstance(row.get("rc"), int):
+    if kind == "log":  # nothing beside it is kept, however much there is
+        return {"t": t, "kind": "log", "line": str(row.get("line", ""))}
+    if kind == "note" and not isinstance(what, str):
+        raise ValueError('its "what" is no text')
+    if kind == "note" and what == "exit" and not isinstance(row.get("rc"), int):
         raise ValueError('its "rc" is no exit status')
     return row
+
+
+def _is_looked_at(row: Row) -> bool:
+    kind = row["kind"]
+    return kind in _KINDS and (kind != "note" or row.get("what") in _NOTES)
+
+
+def _values(row: Row, line: bytes | str) -> int:
+    """How many values the row holds, no fewer than it does. A text counts as one, whatever is in it."""
+    if row["kind"] == "log":
+        return ROW_VALUES
+    text = line if isinstance(line, bytes) else line.encode("utf-8", "surrogatepass")
+    return ROW_VALUES + sum(map(text.count, (b",", b"[", b"{")))
 
 
 def _in_one_line(error: Exception) -> str:

@@ -23,7 +23,7 @@ GZIP = b"\x1f\x8b"
 #: The longest row of ours, with the stacks of many processes, has some hundred kilobytes; a file without line ends is none.
 LONGEST_ROW = 16 << 20
 #: Recordings end at 64 MiB; this is room for other recorders, and bounds what a small gzipped file can become.
-MOST_BYTES = 1 << 30
+MOST_BYTES = 256 << 20
 COLOURS = {"healthy": "green", "stalled": "red", "crashed": "red", "running": "yellow"}
 LABEL = 13
 
@@ -84,8 +84,10 @@ def _lines(lines: IO[bytes], cut: list[EOFError]) -> Iterator[bytes]:
     try:
         while line := lines.readline(min(LONGEST_ROW, left) + 1):
             left -= len(line)
-            if len(line) > LONGEST_ROW or left < 0:
-                raise RecordingError("it is larger than any recording, or has no lines")
+            if left < 0:
+                raise RecordingError("it is larger than any recording")
+            if len(line) > LONGEST_ROW:
+                raise RecordingError("it has a line longer than any of a recording")
             yield line
     except EOFError as error:
         cut.append(error)
