@@ -14,6 +14,7 @@ import pytest
 from structlog.typing import EventDict
 
 from mgpu_llm.adapters import recorder as recorders
+from mgpu_llm.adapters.engine.output import CUT_MARK, LINE_BYTES
 from mgpu_llm.adapters.recorder import Recorder, writer
 from mgpu_llm.core import recording
 from mgpu_llm.core.events import (
@@ -150,12 +151,13 @@ def test_a_rung_of_any_name_gives_a_name_in_the_folder_and_two_of_one_second_do_
     ]
 
 
-def test_a_long_line_is_cut(tmp_path: Path) -> None:
+def test_the_longest_line_that_is_judged_is_recorded_whole(tmp_path: Path) -> None:
+    longest = "x" * (LINE_BYTES - 20) + " CUDA out of memory" + CUT_MARK
     keeper = recorder(tmp_path)
-    record(keeper, 1, "x" * 5000)
+    record(keeper, 1, longest)
     keeper.close()
     (file,) = tmp_path.iterdir()
-    assert read(file).lines == ("x" * 4096,)
+    assert read(file).lines == (longest,)
 
 
 def test_rows_that_come_faster_than_they_can_be_written_are_counted(

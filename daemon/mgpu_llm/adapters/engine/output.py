@@ -18,6 +18,7 @@ from mgpu_llm.core.events import LineRead, LinesDropped
 
 PIPE_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 16
+#: The one limit: what is judged is what is recorded.
 LINE_BYTES = 8192
 LINES_PER_S = 5000
 UNFINISHED_S = 1.0

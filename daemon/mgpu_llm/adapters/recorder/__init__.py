@@ -19,7 +19,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -27,10 +26,9 @@ from typing import Final
 from mgpu_llm.adapters.recorder.folder import CUT, Folder
 from mgpu_llm.adapters.recorder.writer import Begin, End, Item, Writer
 from mgpu_llm.core import recording
-from mgpu_llm.core.events import EngineEvent, Event, LineRead, Request, Ticked
+from mgpu_llm.core.events import EngineEvent, Event, Request, Ticked
 from mgpu_llm.core.recording import Row
 
-LONGEST_LINE: Final = 4096
 #: The writer looks into its queue so often, and at once when so many wait. What comes while MOST_WAITING wait is lost.
 PAUSE_S: Final = 1.0
 MANY_WAITING: Final = 1000
@@ -74,15 +72,13 @@ class Recorder:
         self._wake.set()
 
     def take(self, event: Event) -> None:
-        """Record the event if it is one of the attempt and of a recorded kind."""
+        """Record the event if it is one of the attempt and of a recorded kind: whole, as it is judged."""
         begun = self._begun
         if begun is None or isinstance(event, Ticked | Request) or event.attempt != begun.attempt:
             return
         if len(self._waiting) >= MOST_WAITING:
             self._lost += 1
             return
-        if isinstance(event, LineRead) and len(event.text) > LONGEST_LINE:
-            event = replace(event, text=event.text[:LONGEST_LINE])
         self._tell_lost(begun, event)
         self._waiting.append(event)
         if len(self._waiting) >= MANY_WAITING:
