@@ -123,6 +123,23 @@ def test_on_a_full_disk_the_old_history_stays_whole_and_a_later_start_is_written
         assert [each.launch for each in History(disk.folder).starts] == ["a", "b", "c", "d"]
 
 
+def test_a_link_in_the_place_of_what_is_being_written_is_replaced_and_not_followed(
+    tmp_path: Path, logged: list[EventDict]
+) -> None:
+    precious, folder = tmp_path / "precious", tmp_path / "state"
+    precious.write_text("mine")
+    precious.chmod(0o604)
+    folder.mkdir()
+    (folder / "history.json.new").symlink_to(precious)
+    history = History(folder)
+    history.remember(start())
+    history.close()
+    assert (precious.read_text(), stat.S_IMODE(precious.stat().st_mode)) == ("mine", 0o604)
+    assert [path.name for path in folder.iterdir()] == ["history.json"]
+    assert History(folder).starts == (start(),)
+    assert logged == []
+
+
 def test_a_daemon_that_is_killed_while_it_writes_again_and_again_leaves_a_whole_history(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from mgpu_llm.adapters.history import History;"

@@ -100,11 +100,13 @@ def _replace(file: Path, text: bytes) -> None:
     """The whole new file or the whole old one, whoever dies meanwhile."""
     fresh = file.with_name(f"{file.name}.new")
     try:
-        with fresh.open("wb") as opened:
-            os.fchmod(opened.fileno(), 0o640)
+        fresh.unlink(missing_ok=True)  # of a daemon that was killed, or a link that leads elsewhere
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o640)
+        with os.fdopen(descriptor, "wb") as opened:
+            os.fchmod(descriptor, 0o640)
             opened.write(text)
             opened.flush()
-            os.fsync(opened.fileno())
+            os.fsync(descriptor)
         fresh.replace(file)
     except OSError:
         with contextlib.suppress(OSError):
