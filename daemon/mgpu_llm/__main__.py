@@ -211,6 +211,7 @@ async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console, stat
         probes=probes,
         chronicle=chronicle,
         collector=collector,
+        incidents=incidents,
         nccl_folder=runtime_dir / "nccl",
         kill_deadline_s=kill_deadline_s,
         engine_socket=Path(plan.listening.uds) if plan.listening.uds else None,

@@ -14,14 +14,14 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import structlog
 
 import mgpu_llm
 from mgpu_llm.adapters import nccl_debug
-from mgpu_llm.adapters.engine import close_up, stacks
-from mgpu_llm.adapters.engine.aside import aside
+from mgpu_llm.adapters.engine import close_up, py_spy, stacks
+from mgpu_llm.adapters.engine.aside import answered, aside
 from mgpu_llm.adapters.engine.process import EngineProcess
 from mgpu_llm.adapters.engine.tree import read_proc
 from mgpu_llm.adapters.gpus import Gpus, GpusUnobserved
@@ -32,13 +32,13 @@ from mgpu_llm.core import incident, redaction
 from mgpu_llm.core.effects import KeepIncident
 from mgpu_llm.core.events import Stack, StacksTaken
 
-T = TypeVar("T")
-
 #: All of it within ten seconds: the slowest source, a second for a py-spy to end, and the writing.
-STACKS_S: Final = 6.0
-LOOK_S: Final = 2.5
+STACKS_S: Final = 6.7
+LOOK_S: Final = 2.0
 BETWEEN_LOOKS_S: Final = 0.5
 SOURCE_S: Final = 3.0
+#: Programs have 4 s of their own, and 2 s each.
+PROGRAM_S: Final = 5.0
 WRITE_S: Final = 3.0
 LINES: Final = 500
 MOST_PROCESSES: Final = 64
@@ -79,6 +79,7 @@ class Collector:
         recording: Callable[[int], str],
         model: str,
         state_dir: str,
+        find_py_spy: Callable[[], Path | None] = py_spy.find,
     ) -> None:
         self._engine = engine
         self._gpus = gpus
@@ -86,9 +87,18 @@ class Collector:
         self._recording = recording
         self._model = model
         self._state_dir = state_dir
+        self._find_py_spy = find_py_spy
 
     async def keep(self, keep: KeepIncident, launched: Launched) -> bool:
         """Whether the incident is kept now; where not, that was said. Takes at most ten seconds. Raises nothing."""
+        try:
+            return await self._keep(keep, launched)
+        except Exception as fault:  # noqa: BLE001 - told, and no reason to keep the engine alive
+            why = f"a fault of the collector: {type(fault).__name__}: {fault}"
+            log.warning("incident.failed", incident=keep.incident, reason=why)
+            return False
+
+    async def _keep(self, keep: KeepIncident, launched: Launched) -> bool:
         clock = asyncio.get_running_loop().time
         begun, at = clock(), datetime.now(UTC)
         found = await self._gather(keep, launched)
@@ -98,12 +108,12 @@ class Collector:
             "recording": self._recording(keep.attempt),
             "model": self._model,
         }
-        written = await aside(lambda: self._put_away(keep, launched, found, more), WRITE_S)
-        if written is None:
-            log.warning(
-                "incident.failed", incident=keep.incident, reason=f"the disk has not answered for {WRITE_S:g} s"
-            )
-        return bool(written)
+        try:
+            return await answered(lambda: self._put_away(keep, launched, found, more), WRITE_S)
+        except TimeoutError:
+            why = f"the disk has not answered for {WRITE_S:g} s"
+            log.warning("incident.failed", incident=keep.incident, reason=why)
+            return False
 
     async def _gather(self, keep: KeepIncident, launched: Launched) -> _Gathered:
         found = _Gathered()
@@ -120,10 +130,14 @@ class Collector:
             self._observe(found, "stacks.txt", self._stacks(launched, pids), STACKS_S),
             self._observe(found, "processes.json", self._processes(pids), SOURCE_S),
             self._observe(found, "gpus.json", self._see_gpus(found, keep, pids), SOURCE_S),
-            self._observe(found, "topology.txt", _blocking(lambda: _text(surroundings.topology())), SOURCE_S + 1.5),
-            self._observe(found, "kernel.log", _blocking(kernel_log.read), SOURCE_S + 1.5),
+            self._observe(
+                found, "topology.txt", answered(lambda: _text(surroundings.topology()), PROGRAM_S), PROGRAM_S + 1
+            ),
+            self._observe(found, "kernel.log", answered(kernel_log.read, PROGRAM_S), PROGRAM_S + 1),
             self._observe(found, "host.json", self._host(launched.environment), SOURCE_S),
-            self._observe(found, "nccl", _blocking(lambda: nccl_debug.read(launched.environment)), SOURCE_S),
+            self._observe(
+                found, "nccl", answered(lambda: nccl_debug.read(launched.environment), SOURCE_S), SOURCE_S + 1
+            ),
         )
         for name, text in found.files.pop("nccl", {}).items():
             found.files[f"{name}.log"] = text
@@ -135,7 +149,7 @@ class Collector:
                 found.files[name] = await source
             found.sources[name] = ""
         except TimeoutError:
-            found.sources[name] = f"no answer within {limit_s:g} s"
+            found.sources[name] = "no answer in time"
         except (Unanswered, GpusUnobserved) as silence:
             found.sources[name] = str(silence)
         except Exception as fault:  # noqa: BLE001 - a fault in one source must cost neither the others nor the kill
@@ -146,7 +160,7 @@ class Collector:
         for turn in range(1 if looks else 2):
             if turn:
                 await asyncio.sleep(BETWEEN_LOOKS_S)
-            seen, unobserved = await stacks.take(pids, LOOK_S)
+            seen, unobserved = await stacks.take(pids, LOOK_S, self._find_py_spy)
             looks.append(("taken after the verdict", seen, unobserved))
             if not seen:
                 break
@@ -211,21 +225,17 @@ class Collector:
 
     def _put_away(self, keep: KeepIncident, launched: Launched, found: _Gathered, more: Mapping[str, object]) -> bool:
         """Take the secrets out and write. Blocks, and belongs to a thread."""
-        try:
-            document = incident.document(
-                keep,
-                argv=launched.argv,
-                environment=launched.environment,
-                versions=found.versions,
-                sources=found.sources,
-                more=more,
-            )
-            redactor = redaction.Redactor(redaction.secrets_of({**os.environ, **launched.environment}, launched.argv))
-            files = sealed({DOCUMENT: document, **found.files}, redactor, self._incidents.most_bytes)
-            return self._incidents.keep(keep.incident, files)
-        except Exception as fault:  # noqa: BLE001 - told, and no reason to keep the engine alive
-            log.warning("incident.failed", incident=keep.incident, reason=f"{type(fault).__name__}: {fault}")
-            return False
+        document = incident.document(
+            keep,
+            argv=launched.argv,
+            environment=launched.environment,
+            versions=found.versions,
+            sources=found.sources,
+            more=more,
+        )
+        redactor = redaction.Redactor(redaction.secrets_of({**os.environ, **launched.environment}, launched.argv))
+        files = sealed({DOCUMENT: document, **found.files}, redactor, self._incidents.most_bytes)
+        return self._incidents.keep(keep.incident, files)
 
 
 def sealed(files: Mapping[str, Any], redactor: redaction.Redactor, most_bytes: int) -> dict[str, bytes]:
@@ -243,23 +253,6 @@ def sealed(files: Mapping[str, Any], redactor: redaction.Redactor, most_bytes: i
             packed = json.dumps(redactor.tree(content), indent=1).encode()
             done[name] = packed if len(packed) < room else b'{"unobserved": "it has no room in an incident"}'
     return {name: content for name, content in done.items() if content}
-
-
-async def _blocking(work: Callable[[], T]) -> T:
-    """What `work` returns or raises, from a thread that is left behind when our own limit is over."""
-
-    def outcome() -> T | Exception:
-        try:
-            return work()
-        except Exception as error:  # noqa: BLE001 - raised again where it belongs
-            return error
-
-    done = await aside(outcome, 60.0)
-    if isinstance(done, Exception):
-        raise done
-    if done is None:
-        raise TimeoutError
-    return done
 
 
 def _stacks_text(seen: Sequence[Stack], unobserved: str) -> str:

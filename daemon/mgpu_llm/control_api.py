@@ -2,6 +2,9 @@
 
 GET  /v1/status    Status                       GET  /v1/ladder    {"rungs": [RungStatus]}
 GET  /v1/logs?lines=N   {"lines": [str]}        POST /v1/start|stop|restart   {"accepted": true, "message": str}
+GET  /v1/incidents {"incidents": [{"id": str, ...}]}, oldest first
+GET  /v1/incidents/ID   incident.json, "folder" and "files" with it; ID may be the beginning of one, or "last"
+GET  /v1/incidents/ID/archive   a .tar.gz of it
 Errors: {"error": str} with status 4xx or 5xx.
 """
 
@@ -13,10 +16,12 @@ from typing import Any
 from mgpu_llm.core.status import AttemptStatus, Count, GpuStatus, PhaseStatus, RungStatus, Status
 
 DEFAULT_RUNTIME_DIR = "/run/mgpu-llm"
+DEFAULT_STATE_DIR = "/var/lib/mgpu-llm"
 SOCKET_NAME = "control.sock"
 STATUS = "/v1/status"
 LADDER = "/v1/ladder"
 LOGS = "/v1/logs"
+INCIDENTS = "/v1/incidents"
 #: The most lines of the engine that one request may ask for.
 MOST_LINES = 10_000
 VERBS = ("start", "stop", "restart")

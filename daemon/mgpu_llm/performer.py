@@ -14,6 +14,7 @@ from mgpu_llm.adapters import nccl_debug
 from mgpu_llm.adapters.engine import stacks
 from mgpu_llm.adapters.engine.process import EngineProcess
 from mgpu_llm.adapters.health import Probes
+from mgpu_llm.adapters.incidents import Incidents
 from mgpu_llm.chronicle import Chronicle
 from mgpu_llm.collector import Collector, Launched
 from mgpu_llm.core import launch
@@ -59,6 +60,7 @@ class Outside:
     probes: Probes
     chronicle: Chronicle
     collector: Collector
+    incidents: Incidents
     #: Where NCCL's own words of an attempt after a failed one go.
     nccl_folder: Path
     kill_deadline_s: float

@@ -7,13 +7,15 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
 from mgpu_llm.adapters import journal
 from mgpu_llm.adapters.console import Console
-from mgpu_llm.adapters.control_socket import RefusedError
+from mgpu_llm.adapters.control_socket import RefusedError, UnknownError
+from mgpu_llm.adapters.engine.aside import answered
+from mgpu_llm.adapters.incidents import NoIncidentError
 from mgpu_llm.adapters.systemd import SystemdNotifier
 from mgpu_llm.core import engine_log, report, supervisor
 from mgpu_llm.core.effects import (
@@ -40,6 +42,9 @@ from mgpu_llm.core.status import RungStatus, Status
 from mgpu_llm.performer import Outside, Performer
 
 TICK_S: Final = 0.5
+#: mgpuctl waits 5 s for an answer.
+READ_S: Final = 4.0
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -116,6 +121,15 @@ class Runner:
     def engine_lines(self, count: int) -> tuple[str, ...]:
         return self._outside.engine.tail.last(count)
 
+    async def incidents(self) -> list[dict[str, Any]]:
+        return await _read(self._outside.incidents.listed)
+
+    async def incident(self, wanted: str) -> dict[str, Any]:
+        return await _read(lambda: self._outside.incidents.document(wanted))
+
+    async def incident_archive(self, wanted: str) -> tuple[str, bytes]:
+        return await _read(lambda: self._outside.incidents.archive(wanted))
+
     def request(self, verb: str, by: str) -> str:
         """Take up start, stop or restart. Raises RefusedError when that cannot be done now."""
         at, now = self._clock(), report.state_name(self._state)
@@ -188,3 +202,15 @@ class Runner:
 
     def _loading(self) -> bool:
         return not isinstance(self._state, Ready)
+
+
+async def _read(work: Callable[[], T]) -> T:
+    """What `work` finds on the disk, within what a client waits."""
+    try:
+        return await answered(work, READ_S)
+    except NoIncidentError as error:
+        raise UnknownError(str(error)) from None
+    except TimeoutError:
+        raise RefusedError(f"cannot read the incidents: the disk has not answered for {READ_S:g} s") from None
+    except (OSError, ValueError) as error:
+        raise RefusedError(f"cannot read the incident: {error}") from None

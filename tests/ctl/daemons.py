@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mgpu_llm
-from mgpu_llm.adapters.control_socket import RefusedError, serving
+from mgpu_llm.adapters.control_socket import RefusedError, UnknownError, serving
+from mgpu_llm.adapters.incidents import Incidents, NoIncidentError
 from mgpu_llm.core.status import RungStatus, Status
 from tests.ctl.samples import RUNGS, STARTING
 
@@ -30,6 +32,7 @@ class SampleBackend:
         self.lines: tuple[str, ...] = ()
         self.asked: list[tuple[str, str]] = []
         self.refusal = ""
+        self.kept = Incidents(None, keep=0, max_bytes=0)
         self.questions = 0
         self._requested = False
 
@@ -44,6 +47,21 @@ class SampleBackend:
 
     def engine_lines(self, count: int) -> tuple[str, ...]:
         return self.lines[-count:]
+
+    async def incidents(self) -> list[dict[str, Any]]:
+        return await asyncio.to_thread(self.kept.listed)
+
+    async def incident(self, wanted: str) -> dict[str, Any]:
+        try:
+            return await asyncio.to_thread(self.kept.document, wanted)
+        except NoIncidentError as error:
+            raise UnknownError(str(error)) from None
+
+    async def incident_archive(self, wanted: str) -> tuple[str, bytes]:
+        try:
+            return await asyncio.to_thread(self.kept.archive, wanted)
+        except NoIncidentError as error:
+            raise UnknownError(str(error)) from None
 
     def request(self, verb: str, by: str) -> str:
         if self.refusal:

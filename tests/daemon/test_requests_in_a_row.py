@@ -40,6 +40,7 @@ def runner(folder: Path, events: asyncio.Queue[Event]) -> Runner:
     outside = Outside(
         engine=engine,
         collector=collector,
+        incidents=incidents,
         nccl_folder=folder,
         observer=Observer(Gpus(), {}, clock, events.put_nowait),
         probes=Probes(endpoint, health_timeout_s=1, completion_timeout_s=1),

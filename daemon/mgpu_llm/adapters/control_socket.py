@@ -14,7 +14,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from aiohttp import web
@@ -29,6 +29,7 @@ BODY_BYTES = 4096
 GOODBYE_S = 1.0
 #: Every answer is given at once. Who stays longer than this, or at most twice this, holds a file descriptor for nothing.
 LONGEST_S = 10.0
+CHUNK_BYTES = 1 << 16
 #: Beyond so many that connect while the loop is busy, the kernel refuses at once (EAGAIN).
 BACKLOG = 512
 
@@ -39,8 +40,12 @@ class RefusedError(Exception):
     """Raised by `Backend.request` when the daemon cannot do that now; its text is shown to who asked (HTTP 409)."""
 
 
+class UnknownError(Exception):
+    """Raised by a `Backend` that has not what was asked for; its text is shown to who asked (HTTP 404)."""
+
+
 class Backend(Protocol):
-    """The daemon, as the socket sees it. All are called from the event loop and must return at once."""
+    """The daemon, as the socket sees it. All are called from the event loop; those that may wait do so for a few seconds."""
 
     def status(self) -> Status: ...
 
@@ -53,6 +58,19 @@ class Backend(Protocol):
     def request(self, verb: str, by: str) -> str:
         """Take up start, stop or restart; `by` is such as "uid 0 (root), pid 123". Returns a word for who asked, or
         raises RefusedError."""
+        ...
+
+    async def incidents(self) -> list[dict[str, Any]]:
+        """What is kept of failed attempts, in short, oldest first. This and the next two raise RefusedError where the disk
+        does not answer."""
+        ...
+
+    async def incident(self, wanted: str) -> dict[str, Any]:
+        """All that one says of itself. `wanted` is its id, the beginning of one, or "last". Raises UnknownError."""
+        ...
+
+    async def incident_archive(self, wanted: str) -> tuple[str, bytes]:
+        """Its id, and a .tar.gz of it. Raises UnknownError."""
         ...
 
 
@@ -121,6 +139,23 @@ def _application(backend: Backend) -> web.Application:
     async def logs(request: web.Request) -> web.Response:
         return web.json_response({"lines": list(backend.engine_lines(_line_count(request)))})
 
+    async def incidents(_: web.Request) -> web.Response:
+        return web.json_response({"incidents": await backend.incidents()})
+
+    async def incident(request: web.Request) -> web.Response:
+        return web.json_response(await backend.incident(request.match_info["id"]))
+
+    async def archive(request: web.Request) -> web.StreamResponse:
+        name, packed = await backend.incident_archive(request.match_info["id"])
+        headers = {"Content-Disposition": f'attachment; filename="{name}.tar.gz"'}
+        answer = web.StreamResponse(headers=headers)
+        answer.content_type, answer.content_length = "application/gzip", len(packed)
+        await answer.prepare(request)
+        for start in range(0, len(packed), CHUNK_BYTES):
+            await answer.write(packed[start : start + CHUNK_BYTES])
+        await answer.write_eof()
+        return answer
+
     async def ask(request: web.Request) -> web.Response:
         await request.read()  # a body over the limit is refused here, with 413
         verb = request.path.rpartition("/")[2]
@@ -131,6 +166,9 @@ def _application(backend: Backend) -> web.Application:
     application.router.add_get(control_api.STATUS, status)
     application.router.add_get(control_api.LADDER, ladder)
     application.router.add_get(control_api.LOGS, logs)
+    application.router.add_get(control_api.INCIDENTS, incidents)
+    application.router.add_get(f"{control_api.INCIDENTS}/{{id}}", incident)
+    application.router.add_get(f"{control_api.INCIDENTS}/{{id}}/archive", archive)
     for verb in control_api.VERBS:
         application.router.add_post(f"/v1/{verb}", ask)
     return application
@@ -143,7 +181,9 @@ async def _errors_as_json(
     try:
         return await handler(request)
     except RefusedError as refusal:
-        return web.json_response({"error": str(refusal)}, status=409)
+        return _error(str(refusal), 409)
+    except UnknownError as unknown:
+        return _error(str(unknown), 404)
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
         return _error(f"cannot {request.method} {request.path!r}: only {allowed}", 405, {"Allow": allowed})

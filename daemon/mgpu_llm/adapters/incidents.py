@@ -5,6 +5,7 @@ All methods block for the disk and belong to threads other than the loop's. What
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -103,7 +104,8 @@ class Incidents:
     def archive(self, wanted: str) -> tuple[str, bytes]:
         """Its name, and all of it as one .tar.gz. Raises NoIncidentError, OSError."""
         path, left, packed = self.find(wanted), 2 * MOST_BYTES, io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=6) as archive:
+        # Without the time of the packing: the same incident is the same archive.
+        with gzip.GzipFile("", "wb", 6, packed, 0) as zipped, tarfile.open(fileobj=zipped, mode="w") as archive:
             for file in _files(path):
                 content = _read(file, left)
                 left -= len(content)

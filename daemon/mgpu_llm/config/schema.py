@@ -13,14 +13,13 @@ from typing import Annotated, Any, Final, Literal, NoReturn, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from mgpu_llm.control_api import DEFAULT_RUNTIME_DIR, SOCKET_NAME
+from mgpu_llm.control_api import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR, SOCKET_NAME
 from mgpu_llm.core import ladder
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.stall import DEFAULT_PATIENCE_S
 
 #: A Unix socket's path has 107 bytes at most (sockaddr_un.sun_path on Linux, less its closing zero).
 _LONGEST_RUNTIME_DIR: Final = 107 - len(f"/{SOCKET_NAME}")
-DEFAULT_STATE_DIR: Final = "/var/lib/mgpu-llm"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
 import click
 
@@ -69,6 +70,37 @@ class Client:
         with self.making_sense():
             return str(self._request("POST", f"/v1/{verb}")["message"])
 
+    def incidents(self) -> list[dict[str, Any]]:
+        with self._or_on_the_disk(), self.making_sense():
+            return [dict(incident) for incident in self._request("GET", control_api.INCIDENTS)["incidents"]]
+
+    def incident(self, wanted: str) -> dict[str, Any]:
+        """`wanted` is its id, the beginning of one, or "last"."""
+        with self._or_on_the_disk():
+            return self._request("GET", f"{control_api.INCIDENTS}/{quote(wanted, safe='')}")
+
+    def incident_archive(self, wanted: str) -> bytes:
+        """A .tar.gz of it."""
+        with self._or_on_the_disk():
+            target = f"{control_api.INCIDENTS}/{quote(wanted, safe='')}/archive"
+            status, body = self._exchange("GET", target)
+            if status >= 400:
+                self._understand(status, body)
+            return body
+
+    @contextmanager
+    def _or_on_the_disk(self) -> Iterator[None]:
+        """Evidence is there when the daemon has given up, too."""
+        try:
+            yield
+        except Failure as failure:
+            if failure.code != exits.NO_DAEMON:
+                raise
+            where = f"incidents/ below daemon.state_dir ({control_api.DEFAULT_STATE_DIR}/incidents)"
+            raise Failure(
+                f"{failure.message}; without it, each incident is a folder in {where}", failure.code
+            ) from failure
+
     @contextmanager
     def making_sense(self) -> Iterator[None]:
         """What the daemon said is data from outside: a field that is missing or of another type is not our fault."""
@@ -78,7 +110,9 @@ class Client:
             raise self._foreign(f"{type(error).__name__} {error}; is it of another version?") from error
 
     def _request(self, method: str, target: str) -> dict[str, Any]:
-        status, body = self._exchange(method, target)
+        return self._understand(*self._exchange(method, target))
+
+    def _understand(self, status: int, body: bytes) -> dict[str, Any]:
         try:
             document = json.loads(body)
         except ValueError as error:

@@ -95,7 +95,8 @@ def _lasted(attempt: AttemptStatus) -> str:
 
 def _diagnosis(attempt: AttemptStatus, page: Page, *, indent: int) -> list[str]:
     lines: list[str] = []
-    for label, text in (("cause", attempt.cause), ("what", attempt.summary), ("to do", attempt.advice)):
+    told = (attempt.cause, attempt.summary, attempt.advice, attempt.incident)
+    for label, text in zip(("cause", "what", "to do", "kept"), told, strict=True):
         wrapped = page.wrap(text, indent + 7)
         lines += [f"{' ' * indent}{label if n == 0 else '':<6} {line}" for n, line in enumerate(wrapped)]
     return lines

@@ -16,7 +16,19 @@ from mgpu_llm.ctl import exits
 from mgpu_llm.ctl.client import Client, Failure
 from mgpu_llm.ctl.words import plain
 
-VERBS = ("status", "attempts", "ladder", "logs", "start", "stop", "restart", "replay", "import-xinference")
+VERBS = (
+    "status",
+    "attempts",
+    "ladder",
+    "logs",
+    "start",
+    "stop",
+    "restart",
+    "replay",
+    "incidents",
+    "incident",
+    "import-xinference",
+)
 
 EXIT_CODES = """\b
 Exit codes:

@@ -11,6 +11,23 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+async def answered(work: Callable[[], T], limit_s: float) -> T:
+    """What `work` returns or raises; TimeoutError after `limit_s`. Its thread then goes on alone."""
+
+    def outcome() -> tuple[T] | Exception:
+        try:
+            return (work(),)
+        except Exception as error:  # noqa: BLE001 - raised again where it belongs
+            return error
+
+    done = await aside(outcome, limit_s)
+    if done is None:
+        raise TimeoutError
+    if isinstance(done, Exception):
+        raise done
+    return done[0]
+
+
 async def aside(work: Callable[[], T], limit_s: float) -> T | None:
     """What `work` returns, or None after `limit_s`; its thread then goes on alone and does not hold up our exit.
 
