@@ -82,10 +82,10 @@ LOADED = loading().state
 def _suspicions() -> Iterator[Suspicion]:
     look = StacksTaken(at=NOW - 3, attempt=RUN.attempt, stacks=(stack(),))
     yield Suspicion(since=NOW - 5)
-    yield Suspicion(since=NOW - 5, asked_at=NOW - 5)
-    yield Suspicion(since=NOW - 50, asked_at=NOW - 50)
-    yield Suspicion(since=NOW - 5, first=look, last=look)
-    yield Suspicion(since=NOW - 5, first=look, last=look, asked_at=NOW - 1)
+    yield Suspicion(since=NOW - 5, asked_at_s=5.0)
+    yield Suspicion(since=NOW - 50, asked_at_s=0.0)
+    yield Suspicion(since=NOW - 5, last=look, next_at=NOW - 1)
+    yield Suspicion(since=NOW - 5, last=look, asked_at_s=5.0)
     yield suspicion.raised(NOW - 5, may_look=False)
 
 

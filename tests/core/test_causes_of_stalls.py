@@ -145,7 +145,7 @@ def test_no_rung_cures_such_a_stall_so_it_is_tried_once_more_and_then_given_up()
 
 def _verdict(heart: Progress, *stacks: Stack) -> Stalled:
     look = StacksTaken(at=1.0, attempt=1, stacks=stacks)
-    found = Suspicion(since=0.0, first=look, last=look, finding=Finding.STILL)
+    found = Suspicion(since=0.0, last=look, finding=Finding.STILL)
     quiet = replace(heart, quiet_s=1000.0, phase=Phase.WEIGHTS, spoke_known_words=True)
     verdict = stall.judge(quiet, DEFAULT_PATIENCE_S, Circumstances(has_gpus=False), found)
     assert isinstance(verdict, Stalled)

@@ -120,11 +120,11 @@ def test_a_start_that_fails_teaches_nothing() -> None:
     assert world.all(RememberStart) == []
 
 
-def test_a_quiet_that_stacks_have_cleared_is_remembered_as_long_as_it_lasted() -> None:
+def test_of_a_quiet_that_stacks_have_cleared_only_what_came_before_is_remembered() -> None:
     world = loading(ON_CPU)
     world.stacks = working
     world.watch(12.0)
     assert isinstance(world.state, Starting)
     world.say(UP).serve()
     (remembered,) = world.all(RememberStart)
-    assert remembered.quiet_s["distributed-init"] == pytest.approx(12.5)
+    assert remembered.quiet_s["distributed-init"] == pytest.approx(10.0)

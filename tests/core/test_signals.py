@@ -117,7 +117,8 @@ def test_only_the_processor_time_of_compilers_is_work() -> None:
 
 def test_totals_without_any_pair_are_those_so_far_and_gpu_memory_is_none_of_them() -> None:
     assert process_totals({"rss": 7.0}, []) == {
-        "rss": 7.0, "read_chars": 0.0, "read_bytes": 0.0, "written_bytes": 0.0, "major_faults": 0.0, "compilers": 0.0
+        "rss": 7.0, "rss_high": 0.0, "read_chars": 0.0, "read_bytes": 0.0, "written_bytes": 0.0, "major_faults": 0.0,
+        "compilers": 0.0,
     }  # fmt: skip
 
 

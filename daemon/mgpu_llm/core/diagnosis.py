@@ -88,13 +88,14 @@ def of_stall(stalled: Stalled, clue: Clue) -> Diagnosis:
     if (named := _named(clue, stalled.phase)) is not None and not named.hopeless:
         return named
     row = symptoms.explain(stalled, TABLE)
+    what = "nothing but small signals" if stalled.feeble else "nothing"
     before = (f'error before: "{clue.error}"',) if clue.error else ()
     can = cures.of(row.wants)
     return Diagnosis(
         cause=row.reported_as,
         outcome="stalled",
         summary=row.cause.format(
-            quiet=f"stalled in {stalled.phase.label}: nothing moved for {stalled.idle_s:.0f} s",
+            quiet=f"stalled in {stalled.phase.label}: {what} moved for {stalled.idle_s:.0f} s",
             spins=", while something spins" if stalled.spinning else "",
             stopped=", ".join(stalled.stopped),
             lock_waits=", ".join(stalled.lock_waits),

@@ -118,7 +118,8 @@ _CHATTER: Final = re.compile(
     r"|Waiting for WorkerProc to startup|Waiting for creating a placement group|[Ss]till waiting to acquire lock"
     r"|Avg prompt throughput|Engine \d+: .*throughput|\"GET /(?:health|metrics|ping|load|version)[ ?]"
 )
-_VARYING: Final = re.compile(r"0x[0-9a-fA-F]+|\d+")
+#: Numbers, addresses, and whatever identifiers are made of hexadecimal digits.
+_VARYING: Final = re.compile(r"0x[0-9a-fA-F]+|\b(?=[0-9a-f-]*\d)[0-9a-f]{6,}(?:-[0-9a-f]+)*\b|\d+")
 
 
 def parse(text: str) -> Line:

@@ -25,7 +25,9 @@ def circumstances(state: Starting, policy: Policy) -> Circumstances:
 
 def after_sample(state: Starting, at: float, policy: Policy) -> Judged:
     """Judge after a sample of the processes: only these make quiet grow."""
-    waited = None if state.suspicion is None else suspicions.after_waiting(state.suspicion, at)
+    waited = None
+    if state.suspicion is not None:
+        waited = suspicions.after_waiting(state.suspicion, state.progress.observed_s, at)
     return _judged(state, waited, at, policy)
 
 
@@ -33,7 +35,8 @@ def after_stacks(state: Starting, event: StacksTaken, policy: Policy) -> Judged:
     """Judge after a look at the stacks, which counts only where somebody is suspected."""
     if state.suspicion is None:
         return state, ()
-    return _judged(state, suspicions.after_look(state.suspicion, event), event.at, policy)
+    looked = suspicions.after_look(state.suspicion, event, gpus_spin=stall.gpus_spin(state.progress))
+    return _judged(state, looked, event.at, policy)
 
 
 def _judged(state: Starting, suspicion: Suspicion | None, at: float, policy: Policy) -> Judged:
@@ -67,6 +70,7 @@ def _suspected(state: Starting, verdict: Suspect, suspicion: Suspicion | None, a
         suspicion = suspicions.raised(at, may_look=policy.look_at_stacks)
         facts: dict[str, object] = {"attempt": state.run.attempt, "phase": state.progress.phase.label}
         facts |= {"quiet_s": round(verdict.idle_s, 1), "patience_s": round(verdict.patience_s, 1)}
+        facts |= {"only": "small signals move"} if verdict.feeble else {}
         facts |= {"next": "two looks where its threads stand"} if policy.look_at_stacks else {}
         effects.append(Announce(name="engine.suspected", facts=facts))
     was_blind = state.suspicion is not None and state.suspicion.finding is Finding.BLIND
@@ -77,6 +81,6 @@ def _suspected(state: Starting, verdict: Suspect, suspicion: Suspicion | None, a
         unseen = {"why": suspicion.blind, "consequence": consequence}
         effects.append(Announce(name="stacks.inconclusive", level=Level.WARNING, facts=unseen))
     if suspicions.look_is_due(suspicion, at):
-        suspicion = suspicions.asked(suspicion, at)
+        suspicion = suspicions.asked(suspicion, state.progress.observed_s)
         effects.append(TakeStacks(attempt=state.run.attempt))
     return replace(state, suspicion=suspicion), tuple(effects)

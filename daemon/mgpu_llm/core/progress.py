@@ -8,6 +8,7 @@ exception is a compiler's processor time: compilers do not wait for peers.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,10 @@ MOST_WORDINGS: Final = 2000
 #: So many births of processes of one name are movement. A load brings its workers up once; what is born again and again
 #: is a script that polls. Compilers are born by the hundred, and their work counts by itself.
 MOST_BIRTHS: Final = 16
+#: Signals that a hung engine's company can move for ever as well: a monitor that is started each minute, a thread that frees
+#: and allocates, a line with a new name in it. They hold off a suspicion, but not for ever (core/stall).
+SMALL: Final = frozenset({"rss", "read_chars", "log", "processes"})
+_NUMBER: Final = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,8 @@ class Progress:
     """The heartbeat's whole memory of one attempt. `moved` maps each signal to when it last moved.
 
     `quiet_s` is the observed time since anything moved, `longest_quiet` the longest of each phase so far, and `cleared_s`
-    that part of the present quiet after which the engine's stacks still showed work. `resting` is the sample with which
+    that part of the present quiet after which the engine's stacks still showed work. `feeble_s` is the observed time in which
+    nothing but SMALL signals moved, `observed_s` all time that was observed. `resting` is the sample with which
     the quiet began, and `busy` maps a pid to the share of one core that it has used since. `phase_began` has the phases
     seen so far. `weights_bytes` is the size of the model's files, None where it is unknown; `weights` what is known of
     their coming, from when they begin to come.
@@ -61,6 +67,8 @@ class Progress:
     moved: Mapping[str, float] = field(default_factory=dict)
     quiet_s: float = 0.0
     cleared_s: float = 0.0
+    feeble_s: float = 0.0
+    observed_s: float = 0.0
     longest_quiet: Mapping[Phase, float] = field(default_factory=dict)
     last_line: str = ""
     spoke_known_words: bool = False
@@ -133,12 +141,14 @@ def after_processes(progress: Progress, event: ProcessesSampled) -> Progress:
     before = progress.processes
     pairs = [(before[key], sample) for key, sample in now.items() if key in before]
     totals = signals.process_totals(progress.totals, pairs)
+    # The most memory yet: what comes and goes does not exceed it, what is loaded does.
+    totals["rss_high"] = max(totals["rss_high"], float(sum(sample.rss_bytes for sample in event.processes)))
     moved, marks = signals.measured(progress.marks, totals, event.at)
     births = dict(progress.births)
-    for name, count in Counter(sample.name for key, sample in now.items() if key not in before).items():
-        if births.get(name, 0) < MOST_BIRTHS:
+    for name, count in Counter(_kind(sample.name) for key, sample in now.items() if key not in before).items():
+        if births.get(name, 0) < MOST_BIRTHS and (name in births or len(births) < MOST_WORDINGS):
             moved.add("processes")
-        births[name] = births.get(name, 0) + count
+            births[name] = births.get(name, 0) + count
     # What moved between two samples (a line, a GPU's memory) begins the quiet at its own time, not at the sample before it.
     looked_since = None if progress.sampled_at is None else max(progress.sampled_at, progress.last_moved_at)
     elapsed_s = event.at - looked_since if looked_since is not None else 0.0
@@ -146,6 +156,8 @@ def after_processes(progress: Progress, event: ProcessesSampled) -> Progress:
     resting = before if begins else progress.resting
     resting_at = progress.sampled_at if begins and progress.sampled_at is not None else progress.resting_at
     quiet_s = progress.quiet_s + min(max(elapsed_s, 0.0), LONGEST_LOOK_S)
+    since_s = event.at - progress.sampled_at if progress.sampled_at is not None else 0.0
+    seen_s = min(max(since_s, 0.0), LONGEST_LOOK_S)
     changed = replace(
         progress,
         processes=now,
@@ -157,8 +169,11 @@ def after_processes(progress: Progress, event: ProcessesSampled) -> Progress:
         marks=marks,
         sampled_at=event.at,
         quiet_s=quiet_s,
+        feeble_s=progress.feeble_s + seen_s,
+        observed_s=progress.observed_s + seen_s,
     )
-    if not moved and quiet_s > progress.longest_quiet.get(progress.phase, 0.0):
+    # A quiet that looks at the stacks have cleared needs no patience, and teaches none.
+    if not moved and not progress.cleared_s and quiet_s > progress.longest_quiet.get(progress.phase, 0.0):
         changed = replace(changed, longest_quiet={**progress.longest_quiet, progress.phase: quiet_s})
     return _with_movement(_with_weights(changed, event.at), event.at, moved)
 
@@ -183,7 +198,7 @@ def after_host(progress: Progress, event: HostSampled) -> Progress:
 
 def after_work_seen(progress: Progress, at: float) -> Progress:
     """Although no signal moves, the engine's stacks do: somebody works, and the quiet so far counts for nothing."""
-    return replace(progress, cleared_s=progress.quiet_s, moved={**progress.moved, "stacks": at})
+    return replace(progress, cleared_s=progress.quiet_s, feeble_s=0.0, moved={**progress.moved, "stacks": at})
 
 
 def _with_weights(progress: Progress, at: float) -> Progress:
@@ -206,4 +221,10 @@ def _shares(
 def _with_movement(progress: Progress, at: float, moved: set[str]) -> Progress:
     if not moved:
         return progress
-    return replace(progress, moved={**progress.moved, **dict.fromkeys(moved, at)}, quiet_s=0.0, cleared_s=0.0)
+    changed = replace(progress, moved={**progress.moved, **dict.fromkeys(moved, at)}, quiet_s=0.0, cleared_s=0.0)
+    return changed if moved <= SMALL else replace(changed, feeble_s=0.0)
+
+
+def _kind(name: str) -> str:
+    """A process's name without its number: "helper-17" is one more of a kind."""
+    return _NUMBER.sub("#", name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +17,7 @@ MIB: Final = 1 << 20
 NOISE_FLOOR: Final[Mapping[str, float]] = {
     "gpu_memory": 1 * MIB,
     "rss": 1 * MIB,
+    "rss_high": 1 * MIB,
     "read_chars": 64 << 10,
     "read_bytes": 16 << 10,
     "written_bytes": 64 << 10,
@@ -24,13 +25,11 @@ NOISE_FLOOR: Final[Mapping[str, float]] = {
     "compilers": 0.5,
 }
 WINDOW_S: Final = 5.0
-#: Compilers, by what the kernel calls them: "nvcc", "gcc-real", "g++-12", "x86_64-linux-gnu-gcc".
+#: Compilers, by what the kernel calls them, in at most 15 letters: "nvcc", "gcc-real", "g++-12", "x86_64-linux-gn", "ld.lld".
 _COMPILER: Final = re.compile(
-    r"(?:[\w.]+-)*(?:nvcc|cicc|ptxas|nvlink|fatbinary|cudafe\+\+|ninja|cc1plus|cc1|lto1|collect2|[gc]\+\+|gcc|clang|clang\+\+|ld|as)"
-    r"(?:-real|-[\d.]+)?"
+    r"(?:[\w.]+-)*(?:nvcc|cicc|ptxas|nvlink|fatbinary|cudafe\+\+|tileiras|ninja|cc1plus|cc1|lto1|collect2|[gc]\+\+|gcc|clang|clang\+\+"
+    r"|ld|ld\.\w+|mold|as|rustc)(?:-real|-blackwell|-[\d.]+)?|x86_64-linux-gn|aarch64-linux-g"
 )
-
-Key = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +80,16 @@ def process_totals(
     return total
 
 
-def gpu_memory(gpus: Iterable[GpuSample], pids: frozenset[int]) -> dict[str, float]:
-    """Bytes by GPU, as signals. Where the driver names processes of ours on a GPU, only what they hold counts: another
-    tenant's allocations are not our engine's progress. Where it names none of ours (they have none yet, or it counts pids
-    otherwise, as in a container), the whole card does."""
-    found = dict[str, float]()
-    for gpu in gpus:
-        ours = [held for pid, held in gpu.processes or () if pid in pids and held is not None]
-        found[f"gpu_memory {gpu.uuid} {'ours' if ours else 'card'}"] = float(sum(ours) if ours else gpu.used_bytes)
-    return found
+def gpu_memory(gpus: Sequence[GpuSample], pids: frozenset[int]) -> dict[str, float]:
+    """Bytes by GPU, as signals. Where the driver names processes of ours on any GPU, only what they hold counts on all of them:
+    another tenant's allocations are not our engine's progress. Where it names none of ours (they have none yet, or it counts
+    pids otherwise, as in a container), the whole card does."""
+    ours = {gpu.uuid: [held for pid, held in gpu.processes or () if pid in pids and held is not None] for gpu in gpus}
+    known = any(ours.values())
+    return {
+        f"gpu_memory {gpu.uuid} {'ours' if known else 'card'}": float(sum(ours[gpu.uuid]) if known else gpu.used_bytes)
+        for gpu in gpus
+    }
 
 
 def _grown(before: int | None, now: int | None) -> int:

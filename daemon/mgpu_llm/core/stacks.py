@@ -17,6 +17,13 @@ _WAITING_LOOP: Final = re.compile(
 )
 #: Where a thread sleeps that waits for another; it may be caught on its way in or out.
 _ASLEEP: Final = re.compile(r"^(?:[\w.<>]+\.)?(?:wait|poll|select|get|sched_yield|_recv|spin) \(")
+#: Where a thread waits for its peers or its GPU although it runs: NCCL and CUDA spin (seen on two H200s and two H100s).
+_WAITS: Final = re.compile(
+    r"^(?:[\w.<>]+\.)?(?:synchronize|nccl\w+|all_reduce|all_gather\w*|reduce_scatter\w*|broadcast\w*|\w*barrier|send\w*|recv\w*"
+    r"|init_process_group|rendezvous|new_group|dequeue|acquire\w*|wait\w*|poll|select|sched_yield) \("
+)
+#: Where a frozen cgroup holds its threads: version 1 and version 2.
+_FROZEN: Final = frozenset({"__refrigerator", "do_freezer_trap"})
 #: Frames of whoever waits for a lock file: filelock's acquire, and torch.utils.file_baton, with which extensions are built.
 _LOCK_FILE: Final = re.compile(r"^\S+ \((?:\S*/)?(?:filelock/\S+|file_baton\.py(?::\d+)?)\)")
 #: Frames of whoever reads the model's files.
@@ -54,8 +61,18 @@ def storage_waiters(stacks: Iterable[Stack]) -> tuple[Stack, ...]:
 
 
 def stopped(stacks: Iterable[Stack]) -> tuple[str, ...]:
-    """The processes that somebody has stopped, by a signal or in a debugger."""
-    return tuple(dict.fromkeys(f"{stack.pid} ({stack.process})" for stack in stacks if stack.state in ("T", "t")))
+    """The processes that somebody has stopped: by a signal, in a debugger, or with their cgroup."""
+    held = (stack for stack in stacks if stack.state in ("T", "t") or stack.waits_in in _FROZEN)
+    return tuple(dict.fromkeys(f"{stack.pid} ({stack.process})" for stack in held))
+
+
+def running(before: Iterable[Stack], now: Iterable[Stack]) -> tuple[str, ...]:
+    """The processes with a thread that runs in both looks in no function that is known to wait for a peer or a GPU: its Python
+    stands still, but the native code below may work."""
+    ran = {(stack.pid, stack.thread) for stack in before if stack.state == "R"}
+    both = (stack for stack in now if stack.state == "R" and stack.frames and (stack.pid, stack.thread) in ran)
+    busy = (stack for stack in both if not any(_WAITS.search(frame) for frame in stack.frames[: 2 * SHOWN_FRAMES]))
+    return tuple(dict.fromkeys(f"{stack.pid} ({stack.process})" for stack in busy))
 
 
 def shown(stacks: Iterable[Stack]) -> tuple[str, ...]:
@@ -84,6 +101,8 @@ def _without_waiting(frames: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _waits_for_storage(stack: Stack) -> bool:
+    if stack.waits_in in _FROZEN:
+        return False
     if stack.state == "D" or _STORAGE_WAIT.search(stack.waits_in):
         return True
     reads = any(_READING.search(frame) for frame in stack.frames[: 2 * SHOWN_FRAMES])

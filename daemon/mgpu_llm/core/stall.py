@@ -32,6 +32,10 @@ UNCONFIRMED_FACTOR: Final = 2.0
 #: Stacks that go on changing hold off the verdict for at most so many times the patience: by then, whatever loops there
 #: has read nothing, written nothing, needed no memory and said nothing new.
 LONGEST_DOUBT_FACTOR: Final = 10.0
+LONGEST_DOUBT_S: Final = 1800.0
+#: Where nothing but small signals moves for so many times the patience (a monitor that is started again and again, memory that
+#: comes and goes), the stacks decide too: a hung engine can have company.
+FEEBLE_FACTOR: Final = 10.0
 #: Without GPU memory one signal of the heartbeat is missing; what it would have shown may still be happening.
 UNOBSERVED_GPU_FACTOR: Final = 3.0
 #: An engine that has named the cause of its failure only has to end: vLLM's longest tear-down is about 15 s (0.32.0,
@@ -57,11 +61,13 @@ class Moving:
 
 @dataclass(frozen=True, kw_only=True)
 class Suspect:
-    """Nothing has moved for the patience; whether it is stalled is being looked into, until `until_s` of quiet at most."""
+    """Nothing has moved for the patience; whether it is stalled is being looked into, until `until_s` of quiet at most.
+    `feeble`: small signals did move, and nothing else."""
 
     idle_s: float
     patience_s: float
     until_s: float
+    feeble: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +80,7 @@ class Stalled:
     idle_s: float
     patience_s: float
     spinning: bool | None
+    feeble: bool = False
     evidence: tuple[str, ...] = field(default_factory=tuple)
     stopped: tuple[str, ...] = ()
     lock_waits: tuple[str, ...] = ()
@@ -102,20 +109,24 @@ def judge(
     """Judge by the observed quiet (see `Progress.quiet_s`), never by the wall clock."""
     allowed_s = patience_now(progress, patience, around)
     idle_s = progress.quiet_s - progress.cleared_s
-    until_s = allowed_s * UNCONFIRMED_FACTOR
-    if idle_s < allowed_s:
+    # What the engine itself has said needs no more than that nobody works.
+    until_s = allowed_s if around.failed else allowed_s * UNCONFIRMED_FACTOR
+    feeble = idle_s < allowed_s
+    if feeble and progress.feeble_s < allowed_s * FEEBLE_FACTOR:
         return Moving(idle_s=idle_s, patience_s=allowed_s)
     finding = suspicion.finding if suspicion is not None else Finding.OPEN
-    # What the engine itself has said needs no second look.
-    convinced = around.failed or finding is Finding.STILL or (finding is Finding.BLIND and idle_s >= until_s)
-    if not convinced and progress.quiet_s < allowed_s * LONGEST_DOUBT_FACTOR:
-        return Suspect(idle_s=idle_s, patience_s=allowed_s, until_s=until_s)
+    convinced = finding is Finding.STILL or (finding is Finding.BLIND and idle_s >= until_s)
+    longest_s = max(min(allowed_s * LONGEST_DOUBT_FACTOR, LONGEST_DOUBT_S), until_s)
+    if not convinced and progress.quiet_s < longest_s:
+        shown_s = progress.feeble_s if feeble else idle_s
+        return Suspect(idle_s=shown_s, patience_s=allowed_s, until_s=until_s, feeble=feeble)
     seen = suspicion.last.stacks if suspicion is not None and suspicion.last is not None else ()
     return Stalled(
         phase=progress.phase,
-        idle_s=progress.quiet_s,
+        idle_s=progress.feeble_s if feeble else progress.quiet_s,
         patience_s=allowed_s,
         spinning=_spinning(progress),
+        feeble=feeble,
         evidence=(*_evidence(progress), *_looked_into(suspicion)),
         stopped=tuple(_named(process.pid, process.name) for process in _stopped(progress)),
         lock_waits=_lock_waits(progress, seen),
@@ -139,6 +150,12 @@ def learnt(floors: Mapping[Phase, float], quiet: Mapping[Phase, float], factor: 
     """The patience by phase: the config's, or `factor` times the longest quiet that this host's own successful starts have
     had in that phase, if that is longer."""
     return {phase: max(floor, min(factor * quiet.get(phase, 0.0), LONGEST_LEARNT_S)) for phase, floor in floors.items()}
+
+
+def gpus_spin(progress: Progress) -> bool:
+    """Whether every GPU is seen to be fully busy."""
+    seen = [gpu.utilisation_percent for gpu in progress.gpus]
+    return bool(seen) and not progress.gpus_unobserved and all(percent is not None and percent >= 95 for percent in seen)
 
 
 def _stopped(progress: Progress) -> list[ProcessSample]:
