@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
 
 from mgpu_llm.adapters.engine import py_spy, stacks
+from mgpu_llm.adapters.engine.tree import all_stats, read_stat
 from mgpu_llm.core.events import Stack
 from tests.support.engine_run import until
-from tests.support.stack_targets import SLEEPING, running_python, sleeping_program, spies, stand_in
+from tests.support.stack_targets import SLEEPING, running_python, sleeping_program, spies, stand_in, wait_until
+
+#: What py-spy says of one thread, for programs in its place, and what it says otherwise.
+ANSWERS = """
+import json
+def frame(**other): return {"name": "rest", "filename": "/a/b.py", "line": 7, **other}
+def thread(**other):
+    said = {"thread_name": "MainThread", "thread_id": 1, "os_thread_id": pid, "active": False, "frames": [frame()], **other}
+    return json.dumps([said])
+"""
+#: Takes stacks as a daemon does.
+TAKER = """
+import asyncio, sys
+from pathlib import Path
+from mgpu_llm.adapters.engine import stacks
+asyncio.run(stacks.take([int(sys.argv[1])], 600, find=lambda: Path(sys.argv[2])))
+"""
 
 
 def take_by(program: Path | None, *pids: int, deadline_s: float = 30.0) -> tuple[tuple[Stack, ...], str]:
@@ -56,11 +76,24 @@ def test_one_that_ends_while_it_is_looked_at_is_left_out_silently(tmp_path: Path
         ),
         ("print('[{}]')", "py-spy answers in other words than version 0.4 (KeyError)"),
         ("print('nonsense')", "py-spy answers in other words than version 0.4 (JSONDecodeError)"),
+        ("print('5')", "py-spy answers in other words than version 0.4 (TypeError)"),
+        ("print('{\"a\": 1}')", "py-spy answers in other words than version 0.4 (TypeError)"),
+        ("print('[' * 100000)", "py-spy answers in other words than version 0.4 (RecursionError)"),
+        ("print('1' * 5000)", "py-spy answers in other words than version 0.4 (ValueError)"),
+        ("print(thread(thread_name=['x']))", "py-spy answers in other words than version 0.4 (TypeError)"),
+        ("print(thread(os_thread_id='x'))", "py-spy answers in other words than version 0.4 (TypeError)"),
+        ("print(thread(os_thread_id=10**30))", "py-spy answers in other words than version 0.4 (TypeError)"),
+        ("print(thread(frames={'a': 1}))", "py-spy answers in other words than version 0.4 (TypeError)"),
+        ("print(thread(frames=[frame(name=None)]))", "py-spy answers in other words than version 0.4 (TypeError)"),
+        ("print(thread(frames=[frame(filename=5)]))", "py-spy answers in other words than version 0.4 (TypeError)"),
+        ("print(thread(frames=[frame(line='x')]))", "py-spy answers in other words than version 0.4 (ValueError)"),
+        ("os.write(1, b'[' + b'0,' * (5 << 20))", "py-spy says more than 8 MiB"),
+        ("os.write(2, b'no' * (5 << 20)); time.sleep(3600)", "py-spy says more than 8 MiB"),
         ("os.kill(os.getpid(), 15)", "py-spy was ended by signal 15"),
     ],
 )
 def test_what_py_spy_cannot_do_is_told_in_one_line(tmp_path: Path, code: str, reason: str) -> None:
-    program = stand_in(tmp_path, code)
+    program = stand_in(tmp_path, ANSWERS + code)
     with running_python(tmp_path, SLEEPING) as pid:
         (stack,), unobserved = take_by(program, pid)
     assert stack.frames == ()
@@ -73,6 +106,27 @@ def test_a_py_spy_that_cannot_be_run_is_told(tmp_path: Path) -> None:
     with running_python(tmp_path, SLEEPING) as pid:
         _, unobserved = take_by(program, pid)
     assert unobserved.endswith(f"): cannot run '{program}': Exec format error")
+
+
+def test_what_py_spy_says_of_a_thread_is_understood_and_half_a_character_can_be_printed(tmp_path: Path) -> None:
+    program = stand_in(tmp_path, ANSWERS + "print(thread(frames=[frame(), frame(name='\\ud800<module>')]))")
+    with running_python(tmp_path, SLEEPING) as pid:
+        (stack,), unobserved = take_by(program, pid)
+    assert (stack.frames, unobserved) == (("rest (/a/b.py:7)", "?<module> (/a/b.py:7)"), "")
+
+
+def test_a_py_spy_dies_with_the_daemon_that_began_it(tmp_path: Path) -> None:
+    hanging = stand_in(tmp_path, f"open({str(tmp_path / 'up')!r}, 'w').close(); time.sleep(3600)")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with (
+        running_python(tmp_path, SLEEPING) as pid,
+        subprocess.Popen([sys.executable, "-c", TAKER, str(pid), hanging], env=env) as daemon,
+    ):
+        wait_until("it hangs", (tmp_path / "up").exists)
+        (spy,) = [stat.pid for stat in all_stats().values() if stat.parent == daemon.pid]
+        daemon.kill()
+        daemon.wait()
+        wait_until("it has ended", lambda: (stat := read_stat(spy)) is None or not stat.alive)
 
 
 def test_one_trouble_of_many_processes_is_told_once(tmp_path: Path) -> None:
