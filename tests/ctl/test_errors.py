@@ -134,6 +134,7 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up_too(tmp_path: Path, monke
         http_reply(json.dumps({**status_to_json(HEALTHY), "elapsed_s": "soon"}).encode()),
         http_reply(json.dumps({**status_to_json(STARTING), "shards": {"done": 1}}).encode()),
         http_reply(json.dumps({**status_to_json(STARTING), "attempts": [{"number": 1}]}).encode()),
+        http_reply(b"[" * 100_000),
         b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{",
     ],
 )
@@ -142,6 +143,25 @@ def test_what_is_no_mgpud_or_talks_nonsense_is_one_line_and_exit_5(tmp_path: Pat
         done = mgpuctl(socket_path, "status")
     assert done.returncode == 5
     one_line(done)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("words", [["status"], ["status", "--json"]], ids=" ".join)
+def test_what_is_no_number_is_nonsense_and_not_passed_on(tmp_path: Path, number: str, words: list[str]) -> None:
+    body = json.dumps({**status_to_json(HEALTHY), "elapsed_s": "soon"}).replace('"soon"', number)
+    with foreign(tmp_path / "s", says(http_reply(body.encode()))) as socket_path:
+        done = mgpuctl(socket_path, *words)
+    assert done.returncode == 5
+    assert "does not speak as mgpud does" in one_line(done)
+
+
+def test_a_number_too_large_to_be_told_is_nonsense(tmp_path: Path) -> None:
+    document = status_to_json(HEALTHY)
+    body = json.dumps({**document, "gpus": [{**document["gpus"][0], "used_bytes": 10**400}]})
+    with foreign(tmp_path / "s", says(http_reply(body.encode()))) as socket_path:
+        done = mgpuctl(socket_path, "status")
+    assert done.returncode == 5
+    assert "OverflowError" in one_line(done)
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "status"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import socket
 import threading
 from collections.abc import Iterator
@@ -106,7 +107,7 @@ class Client:
         """What the daemon said is data from outside: a field that is missing or of another type is not our fault."""
         try:
             yield
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise self._foreign(f"{type(error).__name__} {error}; is it of another version?") from error
 
     def _request(self, method: str, target: str) -> dict[str, Any]:
@@ -114,8 +115,8 @@ class Client:
 
     def _understand(self, status: int, body: bytes) -> dict[str, Any]:
         try:
-            document = json.loads(body)
-        except ValueError as error:
+            document = json.loads(body, parse_constant=_finite, parse_float=_finite)
+        except (ValueError, RecursionError) as error:
             raise self._foreign(f"HTTP status {status} without a JSON document") from error
         if not isinstance(document, dict):
             raise self._foreign("its JSON is not an object")
@@ -177,6 +178,14 @@ class Client:
 
     def _foreign(self, why: str) -> Failure:
         return Failure(f"what answers on {self.path} does not speak as mgpud does: {why}", exits.NO_ANSWER)
+
+
+def _finite(text: str) -> float:
+    """NaN and Infinity are no JSON, and would not be when they are passed on."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is no number")
+    return value
 
 
 def _give_up(sock: socket.socket, overdue: threading.Event) -> None:
