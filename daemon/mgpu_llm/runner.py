@@ -84,6 +84,7 @@ class Runner:
         self._state: State = Stopped()
         self._ended: Exit | None = None
         self._fed_at = 0.0
+        self._tell_the_time()
 
     async def run(self) -> Exit:
         """Supervise until the core says Exit. A task of ours that fails ends the daemon: it would be blind or deaf."""
@@ -96,7 +97,8 @@ class Runner:
             while self._ended is None:
                 event = await self._events.get()
                 self._retell(event)
-                self._tell_the_time()
+                if isinstance(event, Ticked):
+                    self._tell_the_time()
                 before = self._state
                 self._state, effects = supervisor.step(before, event, self._policy)
                 self._outside.chronicle.stepped(before, event, self._state, self._policy)
@@ -181,7 +183,7 @@ class Runner:
                 await self._performer.carry_out(effect)
 
     def _tell_the_time(self) -> None:
-        """The wall clock for names, which the core has not; anew each time, because it may be set."""
+        """The wall clock for names, which the core has not; again and again, because it may be set."""
         if self._policy.incidents:
             self._policy = replace(self._policy, utc_s=datetime.now(UTC).timestamp() - self._clock())
 

@@ -6,12 +6,15 @@ import json
 import stat
 import subprocess
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mgpu_llm.adapters.incidents import Incidents
+from mgpu_llm.control_api import status_from_json, status_to_json
 from tests.ctl.daemons import SampleBackend, command, daemon, environment, foreign, http_reply, mgpuctl, says
+from tests.ctl.samples import RUNNING, STALLED, STARTING
 
 OLD = "20261124T210500Z-a1-stalled-in-weights"
 NEW = "20261124T220000Z-a2-engine-exited"
@@ -134,6 +137,20 @@ def test_an_export_is_one_archive_for_its_owner_alone_and_never_over_another_fil
         assert archive.getnames() == [f"{OLD}/engine.log", f"{OLD}/incident.json"]
     assert (again.returncode, again.stderr) == (8, f"mgpuctl: cannot write '{file}': file exists\n")
     assert (nowhere.returncode, "no such file or directory" in nowhere.stderr) == (8, True)
+
+
+def test_status_and_attempts_name_the_incident_of_each_that_failed(tmp_path: Path) -> None:
+    failed = replace(STARTING, attempts=(replace(STALLED, incident=OLD), RUNNING))
+    with daemon(tmp_path, SampleBackend(failed)) as socket_path:
+        for verb in ("status", "attempts"):
+            lines = [line.split() for line in mgpuctl(socket_path, verb).stdout.splitlines()]
+            assert [line for line in lines if line[:1] == ["kept"]] == [["kept", OLD]]
+
+
+def test_a_status_of_an_older_daemon_names_none() -> None:
+    document = status_to_json(replace(STARTING, attempts=(STALLED,)))
+    del document["attempts"][0]["incident"]
+    assert status_from_json(document).attempts == (STALLED,)
 
 
 def test_without_a_daemon_it_says_where_they_are(tmp_path: Path) -> None:
