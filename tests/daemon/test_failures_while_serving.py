@@ -61,7 +61,7 @@ def test_deaths_of_workers_bring_the_engine_back_until_too_many_step_down_the_la
         if attempt < 3:
             os.kill(worker(life), signal.SIGKILL)
     status = life.status()
-    assert causes(status) == [("base", "died", "died-while-serving")] * 2
+    assert causes(status) == [("base", "died", "worker-died")] * 2
     assert "exit code 0" in status["attempts"][0]["summary"]
     assert status["degraded"]
     ends_clean(life)

@@ -102,7 +102,7 @@ def test_a_slow_load_that_moves_is_given_time_again_and_again_and_its_phases_are
     reached = [Phase[name.upper().replace("-", "_")] for name in dict.fromkeys(told)]
     assert reached == sorted(reached)
     assert {Phase.BOOT, Phase.WEIGHTS, Phase.WARM_UP} <= set(reached)
-    assert any("shards 4/4" in message for message in loading)
+    assert any(re.search(r"shards \d/4", message) for message in loading)
     assert any(re.search(r"graphs \d+/51", message) for message in loading)
 
 

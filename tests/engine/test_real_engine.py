@@ -35,7 +35,7 @@ def test_a_load_that_hangs_until_peer_to_peer_is_off_is_cured_and_nothing_is_lef
     assert (stalled["outcome"], stalled["cause"]) == ("stalled", "stalled-in-distributed-init")
     quiet = re.search(r"nothing moved for (\d+) s, while something spins", stalled["summary"])
     assert quiet is not None
-    assert 15 <= int(quiet[1]) <= 20
+    assert 8 <= int(quiet[1]) <= 20
     assert any("VLLM::Worker" in seen and "burns" in seen for seen in stalled["evidence"])
     assert (status["rung"], status["degraded"], status["attempt"]) == ("p2p-off", True, 2)
     assert status["changes"] == ["NCCL_P2P_DISABLE=1", "--disable-custom-all-reduce"]
@@ -68,7 +68,7 @@ def test_a_healthy_load_is_left_alone_and_a_killed_worker_brings_the_engine_back
         assert daemon.stop(signal.SIGINT) == 0
     # vLLM itself ends with exit code 0 when a worker dies while it serves.
     died = second["attempts"][0]
-    assert (died["outcome"], died["cause"], second["rung"]) == ("died", "died-while-serving", "base")
+    assert (died["outcome"], died["cause"], second["rung"]) == ("died", "worker-died", "base")
     assert "exit code 0" in died["summary"]
     assert processes_of(setup.runtime_dir) == []
     assert shared_memory() <= before

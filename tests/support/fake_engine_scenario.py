@@ -46,7 +46,7 @@ STOPS: dict[str, tuple[str, ...]] = {
     "hang-boot": (),
     "hang-init": INIT,
     "hang-weights": FIRST_SHARD,
-    "oom": FIRST_SHARD,
+    "oom": LOADED,
     "gpu-not-free": INIT,
     "no-cache-blocks": LOADED,
     "exit": INIT,
