@@ -112,6 +112,7 @@ def test_with_gpus_their_state_their_holders_and_the_driver_are_kept_and_the_nex
         (5 << 30, 100, True),
         (0, 0, True),
     ]
+    assert {"driver", "cuda"} <= set(told(first)["versions"])
     (holder,) = gpus[0]["processes"]
     assert (holder["pid"], holder["of_the_engine"]) == (os.getpid(), False)
     assert holder["name"]
