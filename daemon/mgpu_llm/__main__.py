@@ -194,14 +194,6 @@ async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console, stat
         plan.identity.model,
     )
     incidents = await _incidents(loaded, state)
-    collector = Collector(
-        engine=engine,
-        gpus=driver,
-        incidents=incidents,
-        recording=chronicle.recording,
-        model=plan.server.model,
-        state_dir=loaded.config.daemon.state_dir,
-    )
     outside = Outside(
         server=plan.server,
         url=plan.identity.url,
@@ -210,7 +202,7 @@ async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console, stat
         observer=observer,
         probes=probes,
         chronicle=chronicle,
-        collector=collector,
+        collector=_collector(plan, engine, driver, incidents, chronicle),
         incidents=incidents,
         nccl_folder=runtime_dir / "nccl",
         kill_deadline_s=kill_deadline_s,
@@ -226,6 +218,19 @@ async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console, stat
         finally:
             await probes.close()
             await asyncio.to_thread(chronicle.close)
+
+
+def _collector(
+    plan: assembly.Plan, engine: EngineProcess, driver: Gpus, incidents: Incidents, chronicle: Chronicle
+) -> Collector:
+    return Collector(
+        engine=engine,
+        gpus=driver,
+        incidents=incidents,
+        recording=chronicle.recording,
+        model=plan.server.model,
+        state_dir=str(plan.state_dir),
+    )
 
 
 async def _incidents(loaded: Loaded, state: Path | None) -> Incidents:

@@ -139,6 +139,23 @@ def _application(backend: Backend) -> web.Application:
     async def logs(request: web.Request) -> web.Response:
         return web.json_response({"lines": list(backend.engine_lines(_line_count(request)))})
 
+    async def ask(request: web.Request) -> web.Response:
+        await request.read()  # a body over the limit is refused here, with 413
+        verb = request.path.rpartition("/")[2]
+        by = await asyncio.to_thread(_who, *_peer(request))
+        return web.json_response({"accepted": True, "message": backend.request(verb, by)})
+
+    application = web.Application(middlewares=[_errors_as_json], client_max_size=BODY_BYTES)
+    application.router.add_get(control_api.STATUS, status)
+    application.router.add_get(control_api.LADDER, ladder)
+    application.router.add_get(control_api.LOGS, logs)
+    for verb in control_api.VERBS:
+        application.router.add_post(f"/v1/{verb}", ask)
+    _add_incidents(application.router, backend)
+    return application
+
+
+def _add_incidents(router: web.UrlDispatcher, backend: Backend) -> None:
     async def incidents(_: web.Request) -> web.Response:
         return web.json_response({"incidents": await backend.incidents()})
 
@@ -156,22 +173,9 @@ def _application(backend: Backend) -> web.Application:
         await answer.write_eof()
         return answer
 
-    async def ask(request: web.Request) -> web.Response:
-        await request.read()  # a body over the limit is refused here, with 413
-        verb = request.path.rpartition("/")[2]
-        by = await asyncio.to_thread(_who, *_peer(request))
-        return web.json_response({"accepted": True, "message": backend.request(verb, by)})
-
-    application = web.Application(middlewares=[_errors_as_json], client_max_size=BODY_BYTES)
-    application.router.add_get(control_api.STATUS, status)
-    application.router.add_get(control_api.LADDER, ladder)
-    application.router.add_get(control_api.LOGS, logs)
-    application.router.add_get(control_api.INCIDENTS, incidents)
-    application.router.add_get(f"{control_api.INCIDENTS}/{{id}}", incident)
-    application.router.add_get(f"{control_api.INCIDENTS}/{{id}}/archive", archive)
-    for verb in control_api.VERBS:
-        application.router.add_post(f"/v1/{verb}", ask)
-    return application
+    router.add_get(control_api.INCIDENTS, incidents)
+    router.add_get(f"{control_api.INCIDENTS}/{{id}}", incident)
+    router.add_get(f"{control_api.INCIDENTS}/{{id}}/archive", archive)
 
 
 @web.middleware
