@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 import time
@@ -47,6 +48,8 @@ from mgpu_llm.runner import Audience, Runner
 FAULT: Final = 70
 TRY_AGAIN: Final = 75
 BAD_CONFIG: Final = 78
+#: How long the last words may take to reach a disk that may be stuck.
+CLOSE_S: Final = 6.0
 #: What a killed daemon has left among the incidents is removed first, unless the disk does not answer.
 ADOPT_S: Final = 5.0
 
@@ -217,7 +220,9 @@ async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console, stat
             return await runner.run()
         finally:
             await probes.close()
-            await asyncio.to_thread(chronicle.close)
+            await aside(chronicle.close, CLOSE_S)
+            # NCCL's own words were evidence for as long as there was an engine.
+            await aside(lambda: shutil.rmtree(runtime_dir / "nccl", ignore_errors=True), CLOSE_S)
 
 
 def _collector(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, Generic, TypeVar
 
+import structlog
+
+from mgpu_llm.adapters.engine.aside import answered
 from mgpu_llm.adapters.engine.pressure import Pressure
 from mgpu_llm.adapters.gpus import GpuReading, Gpus
 from mgpu_llm.adapters.gpus import GpusUnobserved as DriverSilent
@@ -25,9 +28,16 @@ LOADING_EVERY_S: Final = 0.5
 SERVING_EVERY_S: Final = 5.0
 #: Pressure is an average of ten seconds, made anew by the kernel every two.
 HOST_EVERY_S: Final = 2.0
+#: /proc answers within milliseconds. A process that is stuck in the kernel may hold the one lock that it needs.
+LOOK_WITHIN_S: Final = 5.0
+FOR_EVER_S: Final = 1e9
 #: A GPU counts as free again once it is within this of what it held before the attempt: contexts of others come and go.
 FREE_WITHIN_BYTES: Final = 256 << 20
 FREE_POLL_S: Final = 0.1
+
+T = TypeVar("T")
+
+log = structlog.get_logger()
 
 
 class Observer:
@@ -95,18 +105,27 @@ class Observer:
     async def _watch_processes(
         self, attempt: int, sample: Callable[[], tuple[ProcessSample, ...]], loading: Callable[[], bool]
     ) -> None:
-        while True:
-            processes = await asyncio.to_thread(sample)
-            self._emit(ProcessesSampled(at=self._clock(), attempt=attempt, processes=processes))
-            await asyncio.sleep(_pace_s(loading))
+        look = _Look(sample)
+        try:
+            while True:
+                processes = await look.answer()
+                if processes is not None:
+                    self._emit(ProcessesSampled(at=self._clock(), attempt=attempt, processes=processes))
+                await asyncio.sleep(_pace_s(loading))
+        finally:
+            look.leave()
 
     async def _watch_host(self, attempt: int, pressure: Callable[[], Pressure], loading: Callable[[], bool]) -> None:
-        while True:
-            if loading():
-                memory, storage = await asyncio.to_thread(pressure)
-                now = self._clock()
-                self._emit(HostSampled(at=now, attempt=attempt, memory_percent=memory, storage_percent=storage))
-            await asyncio.sleep(HOST_EVERY_S)
+        look = _Look(pressure)
+        try:
+            while True:
+                if loading() and (found := await look.answer()) is not None:
+                    memory, storage = found
+                    now = self._clock()
+                    self._emit(HostSampled(at=now, attempt=attempt, memory_percent=memory, storage_percent=storage))
+                await asyncio.sleep(HOST_EVERY_S)
+        finally:
+            look.leave()
 
     async def _watch_gpus(self, attempt: int, uuids: Sequence[str], loading: Callable[[], bool]) -> None:
         while True:
@@ -120,6 +139,36 @@ class Observer:
 
     def _named(self, visible: Sequence[str]) -> tuple[str, ...]:
         return tuple(self._uuids[entry] for entry in visible)
+
+
+class _Look(Generic[T]):
+    """One question to the kernel at a time. Should it never answer, the daemon is told of it, goes on, and can end: an engine
+    of which nothing is seen gets no more start time from systemd, and is judged by nobody."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._asked: asyncio.Task[T] | None = None
+
+    async def answer(self) -> T | None:
+        """The answer, None where there is none yet. Raises what the work raises."""
+        new = self._asked is None
+        asked = self._asked = self._asked or asyncio.create_task(answered(self._work, FOR_EVER_S))
+        done, _ = await asyncio.wait({asked}, timeout=LOOK_WITHIN_S)
+        if not done:
+            if new:
+                log.warning("processes.unobserved", why=f"the kernel has not answered for {LOOK_WITHIN_S:g} s")
+            return None
+        self._asked = None
+        try:
+            return asked.result()
+        except TimeoutError:
+            log.warning("processes.unobserved", why="no thread can be started; raise the limit of processes (TasksMax)")
+            return None
+
+    def leave(self) -> None:
+        """Wait for no answer any more."""
+        if self._asked is not None:
+            self._asked.cancel()
 
 
 def _pace_s(loading: Callable[[], bool]) -> float:

@@ -16,7 +16,7 @@ import pytest
 from mgpu_llm.adapters.engine import pressure
 from mgpu_llm.adapters.engine.pressure import Pressure
 from mgpu_llm.adapters.gpus import Gpus
-from mgpu_llm.core.events import Event, HostSampled, ProcessesSampled
+from mgpu_llm.core.events import Event, HostSampled, ProcessesSampled, ProcessSample
 from mgpu_llm.observer import Observer
 from tests.support.engine_run import running, until
 from tests.support.fake_nvml import FakeGpu, FakeNvml, build
@@ -117,3 +117,42 @@ def test_a_gpu_is_told_with_its_size_and_who_computes_on_it_but_that_only_while_
         "processes": [[12, 3], [13, None]],
     }
     assert serving == {**loading, "processes": None}
+
+
+def test_a_kernel_that_does_not_answer_is_told_of_and_holds_up_neither_the_others_nor_the_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mgpu_llm.observer.LOOK_WITHIN_S", 0.2)
+    stuck, answer = os.pipe()
+    told = list[Event]()
+
+    def sample() -> tuple[ProcessSample, ...]:
+        os.read(stuck, 1)
+        return ()
+
+    async def story() -> None:
+        observer = Observer(Gpus(), {}, time.monotonic, told.append)
+        watching = asyncio.create_task(observer.watch(1, (), sample, lambda: True, lambda: Pressure(1.5, None)))
+        await until("the host is told", lambda: any(isinstance(event, HostSampled) for event in told))
+        await asyncio.sleep(1.0)
+        assert not any(isinstance(event, ProcessesSampled) for event in told)
+        os.write(answer, b"x")
+        await until("it answers after all", lambda: any(isinstance(event, ProcessesSampled) for event in told))
+        await asyncio.sleep(1.0)
+        watching.cancel()
+
+    asyncio.run(story())  # ends although the second look never comes back
+    assert capsys.readouterr().out.count("processes.unobserved") == 2, "once for each look that does not come"
+    os.write(answer, b"x")
+
+
+def test_what_fails_in_a_look_is_a_fault_of_ours_and_is_raised() -> None:
+    def sample() -> tuple[ProcessSample, ...]:
+        raise ValueError("a field that is no number")
+
+    async def story() -> None:
+        await Observer(Gpus(), {}, time.monotonic, print).watch(1, (), sample, lambda: True)
+
+    with pytest.raises(ExceptionGroup) as raised:
+        asyncio.run(story())
+    assert "a field that is no number" in str(raised.value.exceptions)

@@ -29,7 +29,8 @@ async def answered(work: Callable[[], T], limit_s: float) -> T:
 
 
 async def aside(work: Callable[[], T], limit_s: float) -> T | None:
-    """What `work` returns, or None after `limit_s`; its thread then goes on alone and does not hold up our exit.
+    """What `work` returns, or None after `limit_s`; its thread then goes on alone and does not hold up our exit. None at once
+    where no thread can be started (a pids limit that the engine fills).
 
     `work` must not raise. (The loop's own executor is no way to do this: its threads are waited for at exit.)
     """
@@ -45,7 +46,10 @@ async def aside(work: Callable[[], T], limit_s: float) -> T | None:
         with contextlib.suppress(RuntimeError):  # the loop may be closed by now
             loop.call_soon_threadsafe(deliver, result)
 
-    threading.Thread(target=run, name="aside", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="aside", daemon=True).start()
+    except RuntimeError:
+        return None
     try:
         return await asyncio.wait_for(done, limit_s)
     except TimeoutError:
