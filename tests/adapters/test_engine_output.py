@@ -10,16 +10,17 @@ from pathlib import Path
 
 from mgpu_llm.adapters.engine.output import CUT_MARK, LINE_BYTES, Output, Tail
 from mgpu_llm.core.events import LineRead, LinesDropped
+from mgpu_llm.core.redaction import Redactor
 from tests.support.engine_run import until
 
 
 class Heard:
     """An Output on a pipe that the test writes to."""
 
-    def __init__(self) -> None:
+    def __init__(self, redactor: Redactor | None = None) -> None:
         self.events: list[LineRead | LinesDropped] = []
         self.tail = Tail()
-        self.output = Output(1, time.monotonic, self.events.append, self.tail)
+        self.output = Output(1, time.monotonic, self.events.append, self.tail, redactor)
         self.output.begin()
 
     def write(self, data: bytes) -> None:
@@ -68,6 +69,19 @@ def test_a_very_long_line_is_cut_and_marked_and_the_next_one_is_whole() -> None:
     assert read_all(b"x" * (LINE_BYTES + 1) + b"\nnext\n") == expected
     assert read_all(b"x" * 200_000 + b"\nnext\n") == expected
     assert read_all(b"x" * LINE_BYTES + b"\n") == ["x" * LINE_BYTES]
+
+
+def test_secrets_are_taken_out_before_anybody_sees_a_line() -> None:
+    secret = b"non-default args: {'api_key': ['sk-abc'], '\x1b[1mhf_tok\x1b[0men': 'hf_x', 'port': 1}\nkey of mine\n"
+
+    async def story() -> None:
+        heard = Heard(Redactor(["key of mine"]))
+        heard.write(secret)
+        heard.output.close()
+        assert heard.lines == ["non-default args: {'api_key': ..., 'hf_token': ..., 'port': 1}", "..."]
+        assert heard.tail.last(9) == tuple(heard.lines)
+
+    asyncio.run(story())
 
 
 def test_a_line_without_an_end_is_handed_on_after_a_while_and_at_the_end_of_the_pipe() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from mgpu_llm.core import redaction
 from mgpu_llm.core.redaction import Redactor, secrets_of
+from tests.support import recordings
 
 ANY = Redactor()
 
@@ -38,11 +39,27 @@ ANY = Redactor()
         ("GET /x?a=1&access_token=topsecret&b=2", "GET /x?a=1&access_token=...&b=2"),
         ("GET /x?X-Amz-Signature=topsecret&b=2", "GET /x?X-Amz-Signature=...&b=2"),
         ("AKIAIOSFODNN7EXAMPLE", "AKIA..."),
+        ("ASIAIOSFODNN7EXAMPLE", "ASIA..."),
+        ("AIzaSyD0123456789", "AIza..."),
+        ("glpat-0123456789", "glpat-..."),
+        ("nvapi-0123456789", "nvapi-..."),
+        ("xoxb-0123456789", "xoxb-..."),
+        ("github_pat_0123456789", "github_pat_..."),
+        *((f"gh{kind}_0123456789", f"gh{kind}_...") for kind in "pousr"),
+        ("MY_SECRET = x", "MY_SECRET = ..."),
+        ("aws_secret_access_key: x", "aws_secret_access_key: ..."),
+        ("ApiKey='x'", "ApiKey=..."),
+        ("passphrase=x passwd=y", "passphrase=... passwd=..."),
+        ("db_credentials: x", "db_credentials: ..."),
+        ("ssl_private_key=x", "ssl_private_key=..."),
+        ("--hf-token  x", "--hf-token  ..."),
+        ('["--token", "x"]', '["--token", "..."]'),
+        (f"api_key=['{'k' * 9000}', 'b'], port=1", "api_key=..., port=1"),
         ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIi.abc", "eyJ..."),
     ],
 )
 def test_what_looks_like_a_secret_is_hidden_and_nothing_beside_it(text: str, told: str) -> None:
-    assert ANY.text(text) == told
+    assert ANY.text(text) == ANY.line(text) == told
 
 
 @pytest.mark.parametrize(
@@ -60,7 +77,7 @@ def test_what_looks_like_a_secret_is_hidden_and_nothing_beside_it(text: str, tol
     ],
 )
 def test_what_is_no_secret_stays_as_it_is(text: str) -> None:
-    assert ANY.text(text) == text
+    assert ANY.text(text) == ANY.line(text) == text
 
 
 def test_values_of_secret_variables_and_options_and_passwords_in_urls_are_known() -> None:
@@ -95,7 +112,18 @@ def test_a_known_secret_is_hidden_in_every_form_in_which_it_may_be_printed() -> 
         assert "secret" not in told
         assert told.startswith("before ")
         assert told.endswith(" after")
+        assert redactor.line(f"before {form} after") == told
     assert redactor.text(f"{secret} and more") == "..."
+    assert [Redactor(["key of mine"]).line(text) for text in ("the key of mine", "nothing of it")] == [
+        "the ...",
+        "nothing of it",
+    ]
+
+
+@pytest.mark.parametrize("name", recordings.names())
+def test_what_engines_have_really_said_stays_as_it_was(name: str) -> None:
+    lines = recordings.load(name).lines
+    assert [ANY.line(line) for line in lines] == [ANY.text(line) for line in lines] == list(lines)
 
 
 def test_documents_lose_secrets_in_texts_and_what_secret_keys_hold() -> None:

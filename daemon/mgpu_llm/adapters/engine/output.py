@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from mgpu_llm.core.events import LineRead, LinesDropped
+from mgpu_llm.core.redaction import Redactor
 
 PIPE_BYTES = 1 << 20
 CHUNK_BYTES = 1 << 16
@@ -82,17 +83,24 @@ class Output:
     """One attempt's stdout and stderr: `write_fd` goes to the engine, lines come back as LineRead events.
 
     Lines end at \\r or \\n (progress bars end in \\r alone). Colours are removed, invalid UTF-8 is replaced, empty lines
-    are left out, a line over LINE_BYTES is cut and marked. An unfinished line is handed on after UNFINISHED_S, or when
-    the pipe ends. Every line that is not empty is either handed on, in order, or counted in a LinesDropped.
+    are left out, a line over LINE_BYTES is cut and marked. Secrets are taken out: what is handed on is shown and kept. An
+    unfinished line is handed on after UNFINISHED_S, or when the pipe ends. Every line that is not empty is either handed
+    on, in order, or counted in a LinesDropped.
     """
 
     def __init__(
-        self, attempt: int, clock: Callable[[], float], emit: Callable[[LineRead | LinesDropped], None], tail: Tail
+        self,
+        attempt: int,
+        clock: Callable[[], float],
+        emit: Callable[[LineRead | LinesDropped], None],
+        tail: Tail,
+        redactor: Redactor | None = None,
     ) -> None:
         self._attempt = attempt
         self._clock = clock
         self._emit = emit
         self._tail = tail
+        self._redactor = redactor or Redactor()
         self._budget = _Budget(clock)
         self._loop = asyncio.get_running_loop()
         self._unfinished = b""
@@ -185,7 +193,7 @@ class Output:
     def _say(self, lines: Iterable[bytes]) -> None:
         at = self._clock()
         for line in lines:
-            text = _readable(line)
+            text = self._redactor.line(_readable(line))
             if text:
                 self._tail.append(text)
                 self._emit(LineRead(at=at, attempt=self._attempt, text=text))

@@ -30,6 +30,7 @@ from mgpu_llm.core.events import (
     LinesDropped,
     ProcessSample,
 )
+from mgpu_llm.core.redaction import Redactor, secrets_of
 
 #: Looking at what processes have mapped may wait on one that is stuck: this long, then we do without.
 LOOK_S = 2.0
@@ -106,7 +107,8 @@ class EngineProcess:
             sockets = None if tags.SOCKETS in env else leftovers.make_socket_folder(self._runtime_dir)
             if sockets is not None:
                 undo.callback(leftovers.remove_folder, sockets)
-            output = Output(number, self._clock, self._on_line, self.tail)
+            redactor = Redactor(secrets_of(env, argv))
+            output = Output(number, self._clock, self._on_line, self.tail, redactor)
             undo.callback(output.close)
             popen = await asyncio.to_thread(
                 subprocess.Popen,
