@@ -69,7 +69,7 @@ def terminate(state: Ready, at: float, then: Next, why: str, policy: Policy) -> 
 def after_verdict(run: Run, at: float, found: Diagnosis, then: Next, policy: Policy) -> Step:
     """An attempt has failed: say why, clear it away, and go on to `then`."""
     facts: dict[str, object] = {"attempt": run.attempt, "rung": policy.rungs[run.rung].name, "cause": found.cause}
-    facts |= {"summary": found.summary, "advice": found.advice}
+    facts |= {"summary": found.summary, "advice": found.advice, "next": decision.in_words(then, run, policy)}
     kept = _incident(run, at, found, then, policy)
     if kept:
         facts["incident"] = kept[0].incident
