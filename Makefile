@@ -14,7 +14,7 @@ help:
 	@echo 'make run        the daemon with a toy model on the real vLLM (CPU, tensor parallel 2), until Ctrl-C; PORT=8000'
 	@echo 'make demo       the same with an engine that hangs as broken peer-to-peer does, until it is cured'
 	@echo 'make dev        what both need: .venv (mgpud, mgpuctl) and .engine (vLLM for CPU)'
-	@echo 'make check      format, lint, types, layers, core and config tests: under a minute'
+	@echo 'make check      format, lint, types, layers, core and config tests: about a minute'
 	@echo 'make test       every test, the real vLLM and a real systemd included (root)'
 	@echo 'make bench-heartbeat   how soon stalls are noticed, beside other rules, over recorded starts; writes docs/heartbeat.md'
 	@echo 'make install    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) PYTHON=python3   make uninstall   PURGE=1 removes the config too'

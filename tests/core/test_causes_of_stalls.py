@@ -18,7 +18,7 @@ from tests.core.looks import stack
 from tests.core.world import ASSIGNED, COMPILE, ON_CPU, OUT_OF_MEMORY, World, fed, loading, worker
 
 LOCK = "BaseFileLock.acquire (filelock/_api.py:335)"
-WAITS_FOR_LOCK = "Still waiting to acquire lock on /root/.cache/x/lock (elapsed: 30.0 seconds)"
+WAITS_FOR_LOCK = "Still waiting to acquire lock on /var/cache/x/lock (elapsed: 30.0 seconds)"
 
 
 def in_weights() -> World:
@@ -57,7 +57,7 @@ def test_a_stall_whose_last_words_wait_for_a_lock_is_a_stale_lock_where_no_stack
     world = loading(ON_CPU, look_at_stacks=False).say(WAITS_FOR_LOCK)
     found = hung(world).last_diagnosis
     assert found.cause == "stale-lock"
-    assert found.summary.endswith("the engine (it names /root/.cache/x/lock)")
+    assert found.summary.endswith("the engine (it names /var/cache/x/lock)")
 
 
 def test_a_lock_that_was_waited_for_before_other_words_came_is_no_cause() -> None:
@@ -189,4 +189,4 @@ def test_a_process_that_was_born_in_the_quiet_was_not_in_state_d_all_along() -> 
 def test_words_about_a_lock_do_not_matter_where_stacks_show_who_waits_for_it() -> None:
     heart = progress.after_line(begin(0.0), LineRead(at=0.0, attempt=1, text=WAITS_FOR_LOCK))
     assert _verdict(heart, stack(71, LOCK)).lock_waits == ("71 (VLLM::Worker_TP)",)
-    assert _verdict(heart, stack(71)).lock_waits == ("the engine (it names /root/.cache/x/lock)",)
+    assert _verdict(heart, stack(71)).lock_waits == ("the engine (it names /var/cache/x/lock)",)
