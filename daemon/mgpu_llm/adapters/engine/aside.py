@@ -51,6 +51,8 @@ async def aside(work: Callable[[], T], limit_s: float) -> T | None:
     except RuntimeError:
         return None
     try:
-        return await asyncio.wait_for(done, limit_s)
+        # Not wait_for: in Python 3.11 it loses a cancellation that comes together with the answer.
+        async with asyncio.timeout(limit_s):
+            return await done
     except TimeoutError:
         return None
