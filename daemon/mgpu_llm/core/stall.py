@@ -155,7 +155,9 @@ def learnt(floors: Mapping[Phase, float], quiet: Mapping[Phase, float], factor: 
 def gpus_spin(progress: Progress) -> bool:
     """Whether every GPU is seen to be fully busy."""
     seen = [gpu.utilisation_percent for gpu in progress.gpus]
-    return bool(seen) and not progress.gpus_unobserved and all(percent is not None and percent >= 95 for percent in seen)
+    return (
+        bool(seen) and not progress.gpus_unobserved and all(percent is not None and percent >= 95 for percent in seen)
+    )
 
 
 def _stopped(progress: Progress) -> list[ProcessSample]:
