@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from mgpu_llm.adapters.engine.output import CUT_MARK, LINE_BYTES, Output, Tail
+from mgpu_llm.adapters.engine.output import CUT_MARK, LAST_WORDS, LINE_BYTES, LINES_PER_S, Output, Tail
 from mgpu_llm.core.events import LineRead, LinesDropped
 from mgpu_llm.core.redaction import Redactor
 from tests.support.engine_run import until
@@ -17,10 +18,10 @@ from tests.support.engine_run import until
 class Heard:
     """An Output on a pipe that the test writes to."""
 
-    def __init__(self, redactor: Redactor | None = None) -> None:
+    def __init__(self, redactor: Redactor | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.events: list[LineRead | LinesDropped] = []
         self.tail = Tail()
-        self.output = Output(1, time.monotonic, self.events.append, self.tail, redactor)
+        self.output = Output(1, clock, self.events.append, self.tail, redactor)
         self.output.begin()
 
     def write(self, data: bytes) -> None:
@@ -135,6 +136,20 @@ def test_of_a_flood_everything_is_handed_on_or_counted_in_order_and_the_last_wor
         assert numbers == sorted(numbers)
         assert heard.lines[-2:] == ["line 39999", "the reason"]
         assert any(f"[{heard.dropped} lines dropped" in line for line in heard.tail.last(2000))
+
+    asyncio.run(story())
+
+
+def test_of_very_long_lines_fewer_are_handed_on_and_the_rest_is_counted() -> None:
+    async def story() -> None:
+        heard = Heard(clock=lambda: 0.0)
+        for number in range(1000):
+            heard.write(b"%d %s\n" % (number, b"x" * 8000))
+            await asyncio.sleep(0)
+        heard.output.close()
+        assert len(heard.lines) == LINES_PER_S // 8 + LAST_WORDS
+        assert len(heard.lines) + heard.dropped == 1000
+        assert heard.lines[-1].startswith("999 ")
 
     asyncio.run(story())
 

@@ -22,6 +22,7 @@ CHUNK_BYTES = 1 << 16
 #: The one limit: what is judged is what is recorded.
 LINE_BYTES = 8192
 LINES_PER_S = 5000
+LONG_BYTES = 1024
 UNFINISHED_S = 1.0
 REPORT_S = 1.0
 #: Of a flood, so many of the last lines are handed on when it ends: the reason of a crash stands at the end.
@@ -63,20 +64,25 @@ class Tail:
 
 
 class _Budget:
-    """How many lines may be handed on now: LINES_PER_S, saved up for at most one second."""
+    """How many lines may be handed on now: LINES_PER_S, saved up for at most one second. A long one counts for several:
+    what it costs to search and to judge grows with its length."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._left = float(LINES_PER_S)
         self._at = clock()
 
-    def take(self, wanted: int) -> int:
+    def take(self, lines: list[bytes]) -> int:
+        """So many of the first of `lines`."""
         now = self._clock()
         self._left = min(float(LINES_PER_S), self._left + (now - self._at) * LINES_PER_S)
         self._at = now
-        taken = min(wanted, int(self._left))
-        self._left -= taken
-        return taken
+        for taken, line in enumerate(lines):
+            cost = 1 + min(len(line), LINE_BYTES) // LONG_BYTES
+            if cost > self._left:
+                return taken
+            self._left -= cost
+        return len(lines)
 
 
 class Output:
@@ -183,7 +189,7 @@ class Output:
     def _hand_on(self, lines: list[bytes]) -> None:
         """Say what the budget allows, keep the last of the rest waiting, count what is before them."""
         queue = [*self._waiting, *lines]
-        now = self._budget.take(len(queue))
+        now = self._budget.take(queue)
         self._say(queue[:now])
         self._waiting = queue[now:][-LAST_WORDS:]
         self._dropped += len(queue) - now - len(self._waiting)
