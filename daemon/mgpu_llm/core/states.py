@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from mgpu_llm.core import stall
 from mgpu_llm.core.diagnosis import Clue, Diagnosis
@@ -49,7 +50,7 @@ class Policy:
         """The key of a rung's launch in the history, "" where there is none."""
         return self.keys[rung] if rung < len(self.keys) else ""
 
-    @property
+    @cached_property
     def allowed(self) -> Mapping[Phase, float]:
         """The patience that holds: the config's, and what was learnt, unless it shall not be (`learn_factor` None)."""
         if self.learn_factor is None:
