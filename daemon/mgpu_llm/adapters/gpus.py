@@ -214,7 +214,7 @@ class _Nvml:
 
     def __init__(self) -> None:
         self._initialised = False
-        #: By UUID, of this session: NVML's handle and index, which it looks up among all GPUs.
+        #: By UUID, for as long as NVML stays initialised: its handle and index, which it looks up among all GPUs.
         self._handles: dict[str, tuple[Any, int]] = {}
 
     def inventory(self) -> tuple[Gpu, ...]:

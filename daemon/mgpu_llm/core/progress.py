@@ -90,6 +90,12 @@ class Progress:
     def last_moved_at(self) -> float:
         return max(self.moved.values(), default=self.started_at)
 
+    def spans(self, until: float) -> tuple[tuple[Phase, float, float], ...]:
+        """Each phase seen so far with when it began and when it ended, the last one at `until`."""
+        began = sorted(self.phase_began.items())
+        ends = [*(since for _, since in began[1:]), until]
+        return tuple((phase, since, end) for (phase, since), end in zip(began, ends, strict=True))
+
 
 def begin(at: float, weights_bytes: int | None = None) -> Progress:
     """The heartbeat of an engine spawned at `at`."""

@@ -79,23 +79,26 @@ def judge(recorded: Recording, policy: Policy | None = None) -> Report:
     return _report(recorded, policy, last, state, at, told)
 
 
-def header(policy: Policy, run: Run, *, tensor_parallel: int) -> dict[str, object]:
-    """What the judgement of an attempt depends on, for the recording's first row. The inverse of `policy_of`."""
-    return {
-        "format": recording.FORMAT,
-        "attempt": run.attempt,
-        "rung": policy.rungs[run.rung].name,
-        "tries": run.tries,
-        "tries_on_rung": run.tries_on_rung,
-        "rungs": [[rung.name, rung.kind.value, rung.launch.gpus is not None] for rung in policy.rungs],
-        "tp": tensor_parallel,
-        "patience": {phase.label: seconds for phase, seconds in policy.allowed.items()},
-        "stacks": policy.look_at_stacks,
-        "attempts": policy.attempts,
-        "crashes_per_rung": policy.crashes_per_rung,
-        "backoff": [policy.backoff_s, policy.backoff_ceiling_s],
-        "weights_bytes": policy.weights_bytes,
-    }
+def recorded_header(policy: Policy, run: Run) -> Row:
+    """The first row of a recording of the attempt that `run` has just begun: what its judgement depends on. The inverse of
+    `policy_of`."""
+    return recording.note(
+        0.0,
+        "attempt",
+        format=recording.FORMAT,
+        attempt=run.attempt,
+        rung=policy.rungs[run.rung].name,
+        tries=run.tries,
+        tries_on_rung=run.tries_on_rung,
+        rungs=[[rung.name, rung.kind.value, rung.launch.gpus is not None] for rung in policy.rungs],
+        tp=policy.rungs[run.rung].launch.tensor_parallel,
+        patience={phase.label: seconds for phase, seconds in policy.allowed.items()},
+        stacks=policy.look_at_stacks,
+        attempts=policy.attempts,
+        crashes_per_rung=policy.crashes_per_rung,
+        backoff=[policy.backoff_s, policy.backoff_ceiling_s],
+        weights_bytes=policy.weights_bytes,
+    )
 
 
 def policy_of(recorded: Recording) -> Policy:
@@ -205,8 +208,6 @@ def _phase(phase: Phase, outcome: str) -> str:
 
 
 def _phases(last: Starting, policy: Policy, until: float) -> tuple[PhaseReport, ...]:
-    began = sorted(last.progress.phase_began.items())
-    ends = [*(since for _, since in began[1:]), until]
     return tuple(
         PhaseReport(
             name=phase.label,
@@ -215,7 +216,7 @@ def _phases(last: Starting, policy: Policy, until: float) -> tuple[PhaseReport, 
             longest_quiet_s=last.progress.longest_quiet.get(phase, 0.0),
             patience_s=policy.allowed[phase],
         )
-        for (phase, since), end in zip(began, ends, strict=True)
+        for phase, since, end in last.progress.spans(until)
     )
 
 
@@ -227,9 +228,3 @@ def _suspicions(told: list[tuple[float, Announce]]) -> tuple[Suspected, ...]:
         if announced.name == "engine.cleared" and found:
             found[-1] = replace(found[-1], cleared_s=at, why=str(announced.facts["why"]))
     return tuple(found)
-
-
-def recorded_header(policy: Policy, run: Run) -> Row:
-    """The first row of a recording of the attempt that `run` has just begun."""
-    launch = policy.rungs[run.rung].launch
-    return recording.note(0.0, "attempt", **header(policy, run, tensor_parallel=launch.tensor_parallel))

@@ -43,6 +43,8 @@ UNOBSERVED_GPU_FACTOR: Final = 3.0
 FAILED_PATIENCE_S: Final = 30.0
 #: A process spins from this share of a core on, taken over the whole quiet. On a busy host it may not get a whole one.
 SPINNING: Final = 0.5
+#: And a GPU from this utilisation on.
+SPINNING_PERCENT: Final = 95
 #: From this share of the last ten seconds on, in which everybody waited for memory, the host thrashes.
 THRASHING_PERCENT: Final = 20.0
 #: huggingface_hub's words for it, which it repeats for ever.
@@ -156,7 +158,9 @@ def gpus_spin(progress: Progress) -> bool:
     """Whether every GPU is seen to be fully busy."""
     seen = [gpu.utilisation_percent for gpu in progress.gpus]
     return (
-        bool(seen) and not progress.gpus_unobserved and all(percent is not None and percent >= 95 for percent in seen)
+        bool(seen)
+        and not progress.gpus_unobserved
+        and all(percent is not None and percent >= SPINNING_PERCENT for percent in seen)
     )
 
 
@@ -169,7 +173,7 @@ def _spinning(progress: Progress) -> bool | None:
     utilisation = [gpu.utilisation_percent for gpu in progress.gpus if gpu.utilisation_percent is not None]
     if not utilisation and not progress.busy:
         return None
-    return max(utilisation, default=0) >= 95 or max(progress.busy.values(), default=0.0) >= SPINNING
+    return max(utilisation, default=0) >= SPINNING_PERCENT or max(progress.busy.values(), default=0.0) >= SPINNING
 
 
 def _lock_waits(progress: Progress, seen: tuple[Stack, ...]) -> tuple[str, ...]:

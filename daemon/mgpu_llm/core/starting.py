@@ -182,11 +182,9 @@ def _after_completion(state: Starting, event: CompletionProbed, policy: Policy) 
 
 def _remembered(state: Starting, at: float, policy: Policy) -> RememberStart:
     heart = state.progress
-    began = sorted(heart.phase_began.items())
-    ended = [*(since for _, since in began[1:]), at]
     return RememberStart(
         launch=policy.key(state.run.rung),
         duration_s=at - state.since,
-        phase_s={phase.label: end - since for (phase, since), end in zip(began, ended, strict=True)},
+        phase_s={phase.label: end - since for phase, since, end in heart.spans(at)},
         quiet_s={phase.label: quiet_s for phase, quiet_s in heart.longest_quiet.items()},
     )

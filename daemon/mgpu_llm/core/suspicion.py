@@ -17,6 +17,7 @@ AGAIN_S: Final = 3.0
 #: A look that has not come after so much more quiet does not come: whoever takes it is stuck itself. Shorter than the shortest
 #: default patience.
 LATE_S: Final = 7.0
+_NO_FRAMES: Final = "no thread shows any Python frames"
 
 
 class Finding(Enum):
@@ -67,7 +68,8 @@ def after_look(suspicion: Suspicion, look: StacksTaken, *, gpus_spin: bool = Fal
     before = suspicion.last
     seen = replace(suspicion, last=look, asked_at_s=None, next_at=look.at + APART_S)
     if before is None:
-        return seen if any(stack.frames for stack in look.stacks) else _proves_nothing(seen, look.at, _NO_FRAMES, look)
+        seen_any = any(stack.frames for stack in look.stacks)
+        return seen if seen_any else _proves_nothing(seen, look.at, look.unobserved or _NO_FRAMES)
     still = stacks.standing_still(before, look)
     if still is False:
         return replace(seen, finding=Finding.MOVING)
@@ -83,9 +85,6 @@ def after_waiting(suspicion: Suspicion, quiet_s: float, at: float) -> Suspicion:
     return _proves_nothing(replace(suspicion, asked_at_s=None), at, f"no answer within {LATE_S:g} s")
 
 
-_NO_FRAMES: Final = "no thread shows any Python frames"
-
-
 def _why_it_proves_nothing(before: StacksTaken, look: StacksTaken, *, gpus_spin: bool) -> str:
     if stopped := stacks.stopped(look.stacks):
         # Whoever stopped it may let it go on: a debugger, a snapshot, a paused container.
@@ -95,6 +94,5 @@ def _why_it_proves_nothing(before: StacksTaken, look: StacksTaken, *, gpus_spin:
     return before.unobserved or look.unobserved
 
 
-def _proves_nothing(suspicion: Suspicion, at: float, why: str, look: StacksTaken | None = None) -> Suspicion:
-    reason = look.unobserved or why if look is not None else why
-    return replace(suspicion, finding=Finding.BLIND, blind=reason, next_at=at + AGAIN_S)
+def _proves_nothing(suspicion: Suspicion, at: float, why: str) -> Suspicion:
+    return replace(suspicion, finding=Finding.BLIND, blind=why, next_at=at + AGAIN_S)

@@ -8,10 +8,9 @@ from typing import Final
 
 from mgpu_llm.core.events import Stack
 from mgpu_llm.core.signatures import Gpus, Rule, Signature
-from mgpu_llm.core.stall import Stalled
+from mgpu_llm.core.stall import SPINNING_PERCENT, Stalled
 
-#: From this utilisation on a GPU spins; up to this one it does nothing.
-SPINNING_PERCENT: Final = 95
+#: Up to this utilisation a GPU does nothing.
 IDLE_PERCENT: Final = 5
 #: What vLLM calls the processes that compute, in the 15 letters that the kernel keeps.
 _WORKER: Final = re.compile(r"^VLLM::Worker|^VllmWorker")
