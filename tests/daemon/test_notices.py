@@ -101,9 +101,8 @@ def test_a_slow_load_that_moves_is_given_time_again_and_again_and_its_phases_are
     told = [found[1] for message in loading if (found := re.match(r"STATUS=loading: ([a-z-]+)", message))]
     reached = [Phase[name.upper().replace("-", "_")] for name in dict.fromkeys(told)]
     assert reached == sorted(reached)
-    assert {Phase.BOOT, Phase.WEIGHTS, Phase.WARM_UP} <= set(reached)
-    assert any(re.search(r"shards \d/4", message) for message in loading)
-    assert any(re.search(r"graphs \d+/51", message) for message in loading)
+    # The phases that take more than a second here: a shorter one may pass between two messages.
+    assert {Phase.BOOT, Phase.COMPILE, Phase.WARM_UP} <= set(reached)
 
 
 def test_a_stalled_load_is_not_given_more_time_until_the_next_attempt(lives: Mapping[str, Told]) -> None:

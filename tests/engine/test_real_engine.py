@@ -68,7 +68,7 @@ def test_a_healthy_load_is_left_alone_and_a_killed_worker_brings_the_engine_back
         assert daemon.stop(signal.SIGINT) == 0
     # vLLM itself ends with exit code 0 when a worker dies while it serves.
     died = second["attempts"][0]
-    assert (died["outcome"], died["cause"], second["rung"]) == ("died", "worker-died", "base")
+    assert (died["outcome"], died["cause"], second["rung"]) == ("died", "worker-killed", "base")
     assert "exit code 0" in died["summary"]
     assert processes_of(setup.runtime_dir) == []
     assert shared_memory() <= before
