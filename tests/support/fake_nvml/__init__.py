@@ -66,9 +66,14 @@ class FakeNvml:
         self._control = home / "nvml-control"
         self._calls = home / "nvml-calls"
 
-    def set(self, gpus: Sequence[FakeGpu], faults: Sequence[str] = ()) -> None:
-        """From now on the host has these GPUs and faults: "<call> error <code>" or "<call> block", and " gpu <i>"."""
-        lines = [gpu.line(index) for index, gpu in enumerate(gpus)] + [f"fault {fault}" for fault in faults]
+    def set(
+        self, gpus: Sequence[FakeGpu], faults: Sequence[str] = (), *, nvlinks: Sequence[tuple[int, int]] = ()
+    ) -> None:
+        """From now on the host has these GPUs, NVLink between these pairs of indices, and these faults: "<call> error
+        <code>" or "<call> block", and " gpu <i>"."""
+        lines = [gpu.line(index) for index, gpu in enumerate(gpus)]
+        lines += [f"nvlink {one} {other}" for one, other in nvlinks]
+        lines += [f"fault {fault}" for fault in faults]
         self.write("".join(f"{line}\n" for line in lines))
 
     def write(self, text: str) -> None:

@@ -53,6 +53,10 @@ class Asked:
     def read(self, *uuids: str, deadline_s: float = FOREVER_S) -> dict[str, Any]:
         return self.receive(self.send("read", uuids=uuids, deadline_s=deadline_s))
 
+    def nvlinked(self, *uuids: str) -> dict[str, Any]:
+        """Pairs as lists, in order of their UUIDs."""
+        return self.receive(self.send("nvlinked", uuids=uuids, deadline_s=FOREVER_S))
+
     def reading(self) -> dict[str, Any]:
         (reading,) = self.read(uuid(0))["answer"]
         assert isinstance(reading, dict)

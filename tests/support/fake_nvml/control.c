@@ -45,13 +45,18 @@ void copy(char *to, size_t size, const char *from) {
     strcpy(to, from);
 }
 
-static void parse_gpu(world *w, char *rest) {
-    u64 index = number(&rest, "gpu");
+static unsigned gpu_number(char **rest, const char *key) {
+    u64 index = number(rest, key);
     if (index >= MAX_GPUS) die("gpu %llu: at most %d", index, MAX_GPUS);
+    return (unsigned)index;
+}
+
+static void parse_gpu(world *w, char *rest) {
+    unsigned index = gpu_number(&rest, "gpu");
     gpu *g = &w->gpus[index];
     *g = (gpu){.known = 1, .total = 150754820096, .power_mw = 75000, .temperature = 30, .name = "NVIDIA H200"};
-    snprintf(g->uuid, sizeof g->uuid, "GPU-%08x-0000-4000-8000-%012x", 0xa0000000u + (unsigned)index, (unsigned)index);
-    snprintf(g->pci, sizeof g->pci, "00000000:%02X:00.0", 0x10 + (unsigned)index);
+    snprintf(g->uuid, sizeof g->uuid, "GPU-%08x-0000-4000-8000-%012x", 0xa0000000u + index, index);
+    snprintf(g->pci, sizeof g->pci, "00000000:%02X:00.0", 0x10 + index);
     for (char *key = word(&rest); key; key = word(&rest)) {
         if (!strcmp(key, "uuid")) copy(g->uuid, sizeof g->uuid, value(&rest, key));
         else if (!strcmp(key, "pci")) copy(g->pci, sizeof g->pci, value(&rest, key));
@@ -75,6 +80,16 @@ static void parse_gpu(world *w, char *rest) {
             else p->used = number(&rest, key);
         } else die("gpu: unknown key \"%s\"", key);
     }
+    for (int peer = 0; peer < MAX_GPUS; peer++) g->nvlink[peer] = P2P_NOT_SUPPORTED;
+}
+
+static void parse_nvlink(world *w, char *rest) {
+    unsigned one = gpu_number(&rest, "nvlink"), other = gpu_number(&rest, "nvlink"), status = P2P_OK;
+    if (one == other || !w->gpus[one].known || !w->gpus[other].known) die("nvlink %u %u: no two GPUs above", one, other);
+    char *key = word(&rest);
+    if (key && strcmp(key, "status")) die("nvlink: unknown key \"%s\"", key);
+    if (key) status = (unsigned)number(&rest, key);
+    w->gpus[one].nvlink[other] = w->gpus[other].nvlink[one] = status;
 }
 
 static void parse_fault(world *w, char *rest) {
@@ -100,6 +115,7 @@ static world parse(FILE *file) {
         char *rest = line, *key = word(&rest);
         if (!key || *key == '#') continue;
         if (!strcmp(key, "gpu")) parse_gpu(&w, rest);
+        else if (!strcmp(key, "nvlink")) parse_nvlink(&w, rest);
         else if (!strcmp(key, "fault")) parse_fault(&w, rest);
         else if (!strcmp(key, "driver")) copy(w.driver, sizeof w.driver, value(&rest, key));
         else if (!strcmp(key, "cuda")) w.cuda = (int)number(&rest, key);

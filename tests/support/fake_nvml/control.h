@@ -3,6 +3,8 @@
  *   driver 570.124.06
  *   cuda 12080
  *   gpu 0 total 150754820096 used 650000000 reserved 600000000 util 100 power 125000 proc 1234 2180000000
+ *   nvlink 0 1                                        (NVLink joins the two, in either order; no line: it does not)
+ *   nvlink 0 2 status 6                               (an nvmlGpuP2PStatus_t of its own; 6: unknown)
  *   fault nvmlDeviceGetMemoryInfo error 15            (any version of the call; a name with _v2 is that one alone)
  *   fault nvmlDeviceGetUtilizationRates block gpu 1   (until the fault is taken out of the file)
  *
@@ -16,6 +18,7 @@
 #include <stddef.h>
 
 enum { MAX_GPUS = 16, MAX_PROCESSES = 32, MAX_FAULTS = 32 };
+enum { P2P_CAPS_NVLINK = 2, P2P_OK = 0, P2P_NOT_SUPPORTED = 5 };
 enum { ANY_GPU = -1, NO_GPU = -2, BLOCK = -1 };
 
 typedef unsigned long long u64;
@@ -27,6 +30,7 @@ typedef struct {
     unsigned utilisation, power_mw, temperature;
     unsigned process_count;
     process processes[MAX_PROCESSES];
+    unsigned nvlink[MAX_GPUS]; /* by peer: an nvmlGpuP2PStatus_t */
 } gpu;
 typedef struct { char call[96]; int code, gpu; } fault; /* code: an nvmlReturn_t, or BLOCK */
 typedef struct {

@@ -6,21 +6,14 @@
  *
  * Structures and codes follow nvml.h of CUDA 12.
  */
-#include "control.h"
+#include "calls.h"
 
-#include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <time.h>
-#include <unistd.h>
 
 #define PUBLIC __attribute__((visibility("default")))
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
-
-enum { OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
-       DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, ARGUMENT_VERSION_MISMATCH = 25 };
 
 typedef struct { u64 total, free, used; } memory_v1;
 typedef struct { unsigned version; u64 total, reserved, free, used; } memory_v2;
@@ -30,67 +23,6 @@ typedef struct {
     unsigned domain, bus, device, device_id, subsystem_id;
     char bus_id[32];
 } pci_info;
-
-struct device { char unused; };
-typedef struct device *device; /* what NVML calls nvmlDevice_t */
-
-static struct device devices[MAX_GPUS];
-static _Atomic int init_count;
-/* As with the real one, a lost GPU is lost to this process until NVML is initialised anew. */
-static _Atomic int gone[MAX_GPUS];
-
-/* ---- the way into every call: log it, then carry out its faults ---- */
-
-static void log_call(const char *call) {
-    const char *path = getenv("FAKE_NVML_CALLS");
-    if (!path) return;
-    char line[128];
-    int length = snprintf(line, sizeof line, "%s %d %d\n", call, (int)getpid(), (int)gettid());
-    int fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
-    if (fd < 0 || write(fd, line, (size_t)length) != length) die("cannot write \"%s\"", path);
-    close(fd);
-}
-
-static int names(const char *given, const char *call) { /* "f" names f, f_v2, f_v3...; "f_v2" only itself */
-    size_t length = strlen(given);
-    return !strncmp(given, call, length) && (!call[length] || !strncmp(call + length, "_v", 2));
-}
-
-static int fault_of(const world *now, const char *call, int index) {
-    for (unsigned i = 0; i < now->fault_count; i++) {
-        const fault *f = &now->faults[i];
-        if (names(f->call, call) && (f->gpu == ANY_GPU || f->gpu == index)) return f->code;
-    }
-    return OK;
-}
-
-static int enter(const char *call, int index, const world **now) {
-    log_call(call);
-    for (;;) {
-        *now = look();
-        int code = fault_of(*now, call, index);
-        if (code != BLOCK) return code;
-        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
-    }
-}
-
-static int enter_initialised(const char *call, const world **now) {
-    int code = enter(call, NO_GPU, now);
-    if (code) return code;
-    if (!init_count) return UNINITIALIZED;
-    return (*now)->present ? OK : DRIVER_NOT_LOADED;
-}
-
-static int enter_device(const char *call, device d, const gpu **found) {
-    const world *now;
-    if (!init_count) return enter(call, NO_GPU, &now) ?: UNINITIALIZED;
-    if (d < devices || d >= devices + MAX_GPUS) return INVALID_ARGUMENT;
-    int index = (int)(d - devices), code = enter(call, index, &now);
-    if (code) return code;
-    *found = &now->gpus[index];
-    if (index >= now->gpu_count || now->gpus[index].lost) gone[index] = 1;
-    return gone[index] ? GPU_IS_LOST : OK;
-}
 
 static int put(char *to, unsigned size, const char *from) {
     if (strlen(from) >= size) return INSUFFICIENT_SIZE;
@@ -264,6 +196,12 @@ PUBLIC int nvmlDeviceGetMigMode(device d, unsigned *current, unsigned *pending) 
     const gpu *g;
     *current = *pending = 0;
     return enter_device("nvmlDeviceGetMigMode", d, &g);
+}
+PUBLIC int nvmlDeviceGetP2PStatus(device d, device peer, unsigned capability, unsigned *status) { /* of NVLink alone */
+    const gpu *g;
+    int code = enter_pair("nvmlDeviceGetP2PStatus", d, peer, &g);
+    if (!code) *status = g->nvlink[peer - devices];
+    return code ?: (capability == P2P_CAPS_NVLINK ? OK : INVALID_ARGUMENT);
 }
 PUBLIC int nvmlDeviceGetComputeMode(device d, int *mode) {
     const gpu *g;

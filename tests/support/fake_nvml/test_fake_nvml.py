@@ -35,6 +35,9 @@ answers = {
     "wrong_version": said("nvmlDeviceGetMemoryInfo", d, 1),
     "temperature": said("nvmlDeviceGetTemperature", d, n.NVML_TEMPERATURE_GPU),
     "mig": said("nvmlDeviceGetMigMode", d),
+    "p2p": [said("nvmlDeviceGetP2PStatus", d, d, n.NVML_P2P_CAPS_INDEX_NVLINK),
+            said("nvmlDeviceGetP2PStatus", d, n.nvmlDeviceGetHandleByIndex(0), n.NVML_P2P_CAPS_INDEX_NVLINK),
+            said("nvmlDeviceGetP2PStatus", d, d, n.NVML_P2P_CAPS_INDEX_PCI)],
     "compute_mode": said("nvmlDeviceGetComputeMode", d),
     "old_processes": [p.pid for p in said("nvmlDeviceGetComputeRunningProcesses_v2", d)],
     "graphics": said("nvmlDeviceGetGraphicsRunningProcesses", d),
@@ -65,7 +68,7 @@ def test_the_real_pynvml_gets_every_answer_the_control_file_gives(nvml: FakeNvml
     nvml.write(
         "# two GPUs\n\ndriver 580.1.2\ncuda 13000\ngpu 0\n"
         "gpu 1 pci 00000000:A1:00.0 total 100 used 7 reserved 3 temperature 61 proc 41 5 proc 42 unknown name L 4\n"
-        "fault nvmlDeviceGetName error 15 gpu 0\n"
+        "nvlink 0 1 status 4\nfault nvmlDeviceGetName error 15 gpu 0\n"
     )
     ran = run(nvml)
     assert ran.stderr == ""
@@ -84,6 +87,7 @@ def test_the_real_pynvml_gets_every_answer_the_control_file_gives(nvml: FakeNvml
         "wrong_version": 25,
         "temperature": 61,
         "mig": [0, 0],
+        "p2p": [5, 4, 2],
         "compute_mode": 0,
         "old_processes": [41, 42],
         "graphics": [],
@@ -101,6 +105,8 @@ def test_the_real_pynvml_gets_every_answer_the_control_file_gives(nvml: FakeNvml
         ("gpu 0 used", '"used" has no value'),
         ("gpu 16", "gpu 16: at most 16"),
         ("gpu 0\ngpu 2", "gpu 2 is given, gpu 1 is not"),
+        ("gpu 0\nnvlink 0 1", "nvlink 0 1: no two GPUs above"),
+        ("gpu 0\ngpu 1\nnvlink 0 1 6", 'nvlink: unknown key "6"'),
         ("fault nvmlInit blocks", 'fault: "blocks" is neither "error" nor "block"'),
         ("fault nvmlInit block 1", 'fault: unknown key "1"'),
     ],

@@ -1,0 +1,57 @@
+"""The host's GPUs as the NVIDIA driver tells them through NVML (nvidia-ml-py), without ever waiting on the driver.
+
+A driver call may never return: NVML then sits in the kernel and nothing can take it back. So all calls run in one
+daemon thread; a caller waits for it up to a deadline and then goes on. Nothing is queued behind a call that is overdue.
+"""
+
+from collections.abc import Sequence
+
+from mgpu_llm.adapters.gpus.driver_thread import DriverThread
+from mgpu_llm.adapters.gpus.naming import resolve
+from mgpu_llm.adapters.gpus.nvml import Nvml
+from mgpu_llm.adapters.gpus.told import Gpu, GpuReading, GpusUnobserved
+
+__all__ = ("Gpu", "GpuReading", "Gpus", "GpusUnobserved", "resolve")
+
+
+class Gpus:
+    """The GPUs of this host. Make it once and keep it: it holds one thread and one NVML session, both for good.
+
+    The driver, or its library, may come up after us, go, and come back: every failed call starts afresh at the next.
+    """
+
+    def __init__(self) -> None:
+        self._driver = DriverThread()
+        self._nvml = Nvml()
+
+    async def inventory(self, deadline_s: float = 10) -> tuple[Gpu, ...]:
+        """All GPUs by index, from 0 without a gap. The first call wakes the GPUs, which can take seconds.
+
+        Raises GpusUnobserved.
+        """
+        return await self._driver.call(self._nvml.inventory, deadline_s)
+
+    async def read(
+        self, uuids: Sequence[str], deadline_s: float = 2, *, processes: bool = True
+    ) -> tuple[GpuReading, ...]:
+        """One reading for each of `uuids` (whole UUIDs, as inventory gives them), in their order; all or nothing. Without
+        `processes` nobody asks who computes there, which is the dearest question.
+
+        Raises GpusUnobserved.
+        """
+        wanted = tuple(uuids)
+        return await self._driver.call(lambda: self._nvml.read(wanted, processes), deadline_s)
+
+    async def nvlinked(self, uuids: Sequence[str], deadline_s: float = 2) -> frozenset[frozenset[str]]:
+        """Which two of `uuids` (whole UUIDs) reach each other over NVLink, directly or through NVSwitch: each pair is a set
+        of two UUIDs, and the order and repetition of `uuids` mean nothing. All or nothing: a pair that is not in the
+        answer has no NVLink, as the driver says; it is what vLLM asks (platforms/cuda.py, is_fully_connected, 0.32.0).
+
+        Raises GpusUnobserved, also where the driver does not tell of one pair: that is not the same as no NVLink.
+        """
+        wanted = tuple(dict.fromkeys(uuids))
+        return await self._driver.call(lambda: self._nvml.nvlinked(wanted), deadline_s)
+
+    async def versions(self, deadline_s: float = 2) -> dict[str, str]:
+        """The driver's version, and the CUDA version that it supports, as far as it tells. Raises GpusUnobserved."""
+        return await self._driver.call(self._nvml.versions, deadline_s)

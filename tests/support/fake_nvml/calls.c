@@ -1,0 +1,72 @@
+/* The way into every call, and what is between the calls: calls.h. */
+#include "calls.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+struct device devices[MAX_GPUS];
+_Atomic int init_count;
+_Atomic int gone[MAX_GPUS];
+
+static void log_call(const char *call) {
+    const char *path = getenv("FAKE_NVML_CALLS");
+    if (!path) return;
+    char line[128];
+    int length = snprintf(line, sizeof line, "%s %d %d\n", call, (int)getpid(), (int)gettid());
+    int fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+    if (fd < 0 || write(fd, line, (size_t)length) != length) die("cannot write \"%s\"", path);
+    close(fd);
+}
+
+static int names(const char *given, const char *call) { /* "f" names f, f_v2, f_v3...; "f_v2" only itself */
+    size_t length = strlen(given);
+    return !strncmp(given, call, length) && (!call[length] || !strncmp(call + length, "_v", 2));
+}
+
+static int fault_of(const world *now, const char *call, int index) {
+    for (unsigned i = 0; i < now->fault_count; i++) {
+        const fault *f = &now->faults[i];
+        if (names(f->call, call) && (f->gpu == ANY_GPU || f->gpu == index)) return f->code;
+    }
+    return OK;
+}
+
+int enter(const char *call, int index, const world **now) {
+    log_call(call);
+    for (;;) {
+        *now = look();
+        int code = fault_of(*now, call, index);
+        if (code != BLOCK) return code;
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    }
+}
+
+int enter_initialised(const char *call, const world **now) {
+    int code = enter(call, NO_GPU, now);
+    if (code) return code;
+    if (!init_count) return UNINITIALIZED;
+    return (*now)->present ? OK : DRIVER_NOT_LOADED;
+}
+
+static int is_device(device d) { return d >= devices && d < devices + MAX_GPUS; }
+
+static int lost(const world *now, int index) {
+    if (index >= now->gpu_count || now->gpus[index].lost) gone[index] = 1;
+    return gone[index];
+}
+
+int enter_device(const char *call, device d, const gpu **found) { return enter_pair(call, d, d, found); }
+
+int enter_pair(const char *call, device d, device peer, const gpu **found) {
+    const world *now;
+    if (!init_count) return enter(call, NO_GPU, &now) ?: UNINITIALIZED;
+    if (!is_device(d) || !is_device(peer)) return INVALID_ARGUMENT;
+    int index = (int)(d - devices), code = enter(call, index, &now);
+    if (code) return code;
+    *found = &now->gpus[index];
+    return lost(now, index) || lost(now, (int)(peer - devices)) ? GPU_IS_LOST : OK;
+}

@@ -1,0 +1,24 @@
+/* The way into every call of the driver: it is logged, then its faults are carried out. */
+#ifndef CALLS_H
+#define CALLS_H
+
+#include "control.h"
+
+enum { OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
+       DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, ARGUMENT_VERSION_MISMATCH = 25 };
+
+struct device { char unused; };
+typedef struct device *device; /* what NVML calls nvmlDevice_t */
+
+extern struct device devices[MAX_GPUS];
+extern _Atomic int init_count;
+/* As with the real one, a lost GPU is lost to this process until NVML is initialised anew. */
+extern _Atomic int gone[MAX_GPUS];
+
+/* Each returns the call's nvmlReturn_t so far, and the GPUs as they are now. */
+int enter(const char *call, int index, const world **now);
+int enter_initialised(const char *call, const world **now);
+int enter_device(const char *call, device d, const gpu **found);
+int enter_pair(const char *call, device d, device peer, const gpu **found);
+
+#endif
