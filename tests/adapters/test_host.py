@@ -27,6 +27,14 @@ def test_a_program_is_asked_in_english_and_its_answer_has_an_end(
     assert ask(["teller"], limit_s=30, most_bytes=10) == "C\n" + "\0" * 8
 
 
+def test_it_runs_in_the_environment_it_is_given_and_in_english_all_the_same(tmp_path: Path) -> None:
+    teller = tmp_path / "teller"
+    teller.write_text('#!/bin/sh\necho "$LC_ALL $A $HOME."\n')
+    teller.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "A": "x", "LC_ALL": "de_DE.UTF-8"}
+    assert ask(["teller"], limit_s=30, environment=environment) == "C x .\n"
+
+
 @pytest.mark.parametrize(
     ("script", "why"),
     [

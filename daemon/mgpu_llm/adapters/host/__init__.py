@@ -1,1 +1,2 @@
-"""The host around the engine, as it is seen once an attempt has failed. Everything here blocks, and may for long."""
+"""The host around the engine: what is seen of it once an attempt has failed, and what is installed for the engine.
+Everything here blocks, and may for long."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class Unanswered(Exception):  # noqa: N818 - a state of knowledge, as gpus.GpusUnobserved
     """Nobody tells; the text says why."""
 
 
-def ask(argv: Sequence[str], *, limit_s: float, most_bytes: int = 4 << 20) -> str:
-    """What it prints, if it ends with 0. Raises Unanswered. After `limit_s` it is killed, which may wait for ever where it
-    is stuck in the kernel."""
+def ask(
+    argv: Sequence[str], *, limit_s: float, most_bytes: int = 4 << 20, environment: Mapping[str, str] | None = None
+) -> str:
+    """What it prints, if it ends with 0; run in `environment`, or in ours, but always in English. Raises Unanswered. After
+    `limit_s` it is killed, which may wait for ever where it is stuck in the kernel."""
     try:
         done = subprocess.run(
             argv,
@@ -21,7 +23,7 @@ def ask(argv: Sequence[str], *, limit_s: float, most_bytes: int = 4 << 20) -> st
             capture_output=True,
             timeout=limit_s,
             check=False,
-            env={**os.environ, "LC_ALL": "C"},
+            env={**(os.environ if environment is None else environment), "LC_ALL": "C"},
         )
     except FileNotFoundError:
         raise Unanswered(f"there is no {argv[0]}") from None
