@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +36,19 @@ _WEIGHTS: Final = ("model*.safetensors", "*.safetensors", "*.bin", "*.pt", "*.gg
 _NESTED: Final = ("text_config", "llm_config", "language_config", "thinker_config")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFingerprint:
+    """What tells one model from another without reading its weights; equal ones are taken for the same model.
+
+    `path` is absolute for a local model, else as configured (a hub id, a URL). `bytes` is the size of the weight files and
+    `config_sha256` the digest of the settings file's bytes in hexadecimal; None and "" where there is none to be read.
+    """
+
+    path: str
+    bytes: int | None
+    config_sha256: str
+
+
 def local_path(path: str) -> Path | None:
     """The absolute local path that `path` means, None for a hub id, a URL or the like. It need not exist."""
     return expanded(path).absolute() if path.startswith(("/", ".", "~")) or _exists(path) else None
@@ -59,18 +74,16 @@ def read_model(folder: Path) -> Heads:
 
     Raises OSError where it cannot be read and ValueError where it is not a model's.
     """
-    file = folder / CONFIG_FILE
-    if not file.exists() and (folder / MISTRAL_FILE).exists():
-        return _heads(_json_object(folder / MISTRAL_FILE))
+    file = _settings_file(folder)
     settings = _json_object(file)
-    if not settings.keys() & {"model_type", "architectures"}:
+    if file.name == CONFIG_FILE and not settings.keys() & {"model_type", "architectures"}:
         raise ValueError('it has neither "model_type" nor "architectures"')
     return _heads(settings)
 
 
 def model_heads(config: Config, environ: Mapping[str, str]) -> Heads:
     """The heads of the configured model, unknown ones for a hub model that is not in the local cache."""
-    folder = local_path(config.model.path) or _cached(config.model.path, {**environ, **config.engine.env})
+    folder = _folder(config, environ)
     try:
         return read_model(folder) if folder is not None else Heads()
     except (OSError, ValueError):
@@ -81,11 +94,36 @@ def weights_bytes(config: Config, environ: Mapping[str, str]) -> int | None:
     """The size of the model's weight files, None where it cannot be told or where they are not read."""
     if options.value(config.engine.args, options.LOAD_FORMAT) == "dummy":
         return None
-    folder = local_path(config.model.path) or _cached(config.model.path, {**environ, **config.engine.env})
+    folder = _folder(config, environ)
     try:
         return sum(file.stat().st_size for file in _weight_files(folder)) or None if folder is not None else None
     except (OSError, ValueError):
         return None
+
+
+def fingerprint(config: Config, environ: Mapping[str, str]) -> ModelFingerprint:
+    """The configured model as it is on this host now. Raises nothing: what cannot be read is a part of it, too."""
+    path, folder = local_path(config.model.path), _folder(config, environ)
+    try:
+        digest = "" if folder is None else hashlib.sha256(_settings_file(folder).read_bytes()).hexdigest()
+    except OSError:
+        digest = ""
+    return ModelFingerprint(
+        path=config.model.path if path is None else str(path),
+        bytes=weights_bytes(config, environ),
+        config_sha256=digest,
+    )
+
+
+def _folder(config: Config, environ: Mapping[str, str]) -> Path | None:
+    """Where the model lies on this host, None for a hub model that is not in the local cache."""
+    return local_path(config.model.path) or _cached(config.model.path, {**environ, **config.engine.env})
+
+
+def _settings_file(folder: Path) -> Path:
+    """config.json, or Mistral's params.json where there is only that. It need not exist."""
+    file, mistral = folder / CONFIG_FILE, folder / MISTRAL_FILE
+    return mistral if not file.exists() and mistral.exists() else file
 
 
 def _weight_files(folder: Path) -> set[Path]:
