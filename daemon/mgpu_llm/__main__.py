@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,7 @@ from mgpu_llm.adapters.engine.sweep import sweep_orphans
 from mgpu_llm.adapters.gpus import Gpus
 from mgpu_llm.adapters.health import Probes
 from mgpu_llm.adapters.history import History
+from mgpu_llm.adapters.host import kernel_follower
 from mgpu_llm.adapters.incidents import Incidents
 from mgpu_llm.adapters.recorder import Recorder
 from mgpu_llm.adapters.systemd import SystemdNotifier, watchdog_interval_s
@@ -37,6 +39,7 @@ from mgpu_llm.config import checks, files, parse
 from mgpu_llm.config.listener import trouble
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.config.problem import ConfigProblem, render
+from mgpu_llm.core import kernel
 from mgpu_llm.core.effects import Exit
 from mgpu_llm.core.events import Event
 from mgpu_llm.core.launch import differences
@@ -177,11 +180,12 @@ async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console, stat
         url=plan.identity.url,
     )
     events: asyncio.Queue[Event] = asyncio.Queue()
-    observer = Observer(driver, plan.uuids, clock, events.put_nowait)
+    follow = partial(kernel_follower.follow, clock, kernel.tells)
+    observer = Observer(driver, plan.uuids, clock, events.put_nowait, follow)
     kill_deadline_s = plan.policy.kill_deadline_s
     engine = EngineProcess(
         clock=clock,
-        emit=events.put_nowait,
+        emit=observer.tell,
         runtime_dir=runtime_dir,
         cgroup=cgroup,
         before_gone=lambda _: observer.wait_until_free(kill_deadline_s),

@@ -1,8 +1,10 @@
-"""Watch one engine from outside: its processes through /proc and its GPUs through NVML, at the pace of its state."""
+"""Watch one engine from outside: its processes through /proc and its GPUs through NVML, at the pace of its state, and hear what
+the kernel says meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
@@ -12,12 +14,18 @@ from mgpu_llm.adapters.engine.aside import answered
 from mgpu_llm.adapters.engine.pressure import Pressure
 from mgpu_llm.adapters.gpus import GpuReading, Gpus
 from mgpu_llm.adapters.gpus import GpusUnobserved as DriverSilent
+from mgpu_llm.adapters.host.kernel_follower import Followed
+from mgpu_llm.adapters.host.program import Unanswered
+from mgpu_llm.core import kernel
 from mgpu_llm.core.events import (
+    EngineEvent,
+    EngineExited,
     Event,
     GpuSample,
     GpusSampled,
     GpusUnobserved,
     HostSampled,
+    KernelSaid,
     ProcessesSampled,
     ProcessSample,
 )
@@ -31,6 +39,8 @@ HOST_EVERY_S: Final = 2.0
 #: /proc answers within milliseconds. A process that is stuck in the kernel may hold the one lock that it needs.
 LOOK_WITHIN_S: Final = 5.0
 FOR_EVER_S: Final = 1e9
+#: An engine that ends is told after so many readings of what the kernel has said by then: some thousand records.
+LAST_READINGS: Final = 25
 #: A GPU counts as free again once it is within this of what it held before the attempt: contexts of others come and go.
 FREE_WITHIN_BYTES: Final = 256 << 20
 FREE_POLL_S: Final = 0.1
@@ -41,16 +51,32 @@ log = structlog.get_logger()
 
 
 class Observer:
-    """`uuids` maps the entries of CUDA_VISIBLE_DEVICES to NVML's UUIDs; `clock` gives monotonic seconds."""
+    """`uuids` maps the entries of CUDA_VISIBLE_DEVICES to NVML's UUIDs; `clock` gives monotonic seconds. `follow` opens the
+    kernel's messages, in a thread (`kernel_follower.follow`); without it nobody listens to the kernel."""
 
     def __init__(
-        self, gpus: Gpus, uuids: Mapping[str, str], clock: Callable[[], float], emit: Callable[[Event], None]
+        self,
+        gpus: Gpus,
+        uuids: Mapping[str, str],
+        clock: Callable[[], float],
+        emit: Callable[[Event], None],
+        follow: Callable[[], Followed] | None = None,
     ) -> None:
         self._gpus = gpus
         self._uuids = uuids
         self._clock = clock
         self._emit = emit
+        self._follow = follow
+        self._deaf = False
+        self._ear: _Ear | None = None
         self._baseline: dict[str, int] = {}
+
+    def tell(self, event: EngineEvent) -> None:
+        """Hand on what the engine's process tells. The kernel says whom it kills before it does, and both may be there to be read
+        at the same moment: of its end after what the kernel has said by then."""
+        if isinstance(event, EngineExited) and self._ear is not None:
+            self._ear.hear_all()
+        self._emit(event)
 
     async def remember(self, visible: Sequence[str]) -> None:
         """Note what the GPUs hold before the engine touches them."""
@@ -75,6 +101,8 @@ class Observer:
             group.create_task(self._watch_processes(attempt, sample, loading))
             if pressure is not None:
                 group.create_task(self._watch_host(attempt, pressure, loading))
+            if self._follow is not None:
+                group.create_task(self._listen(attempt, self._named(visible), self._follow))
             if visible:
                 group.create_task(self._watch_gpus(attempt, self._named(visible), loading))
 
@@ -137,8 +165,79 @@ class Observer:
                 self._emit(GpusSampled(at=self._clock(), attempt=attempt, gpus=tuple(map(_sample, readings))))
             await asyncio.sleep(_pace_s(loading))
 
+    async def _listen(self, attempt: int, uuids: Sequence[str], follow: Callable[[], Followed]) -> None:
+        """Hear the kernel until cancelled, or until there is nothing to be heard any more: that is told once in our life."""
+        try:
+            followed = await _opened(follow)
+        except (Unanswered, TimeoutError) as silence:
+            self._tell_deaf(str(silence) or "no thread can be started")
+            return
+        loop = asyncio.get_running_loop()
+        self._ear = ear = _Ear(attempt, followed, self._clock, self._emit)
+        loop.add_reader(followed, ear.hear)
+        try:
+            if uuids:
+                with contextlib.suppress(DriverSilent):  # then every GPU may be ours
+                    ear.addresses = await self._gpus.addresses(uuids)
+            await ear.ended.wait()
+            self._tell_deaf(followed.ended)
+        finally:
+            self._ear = None
+            loop.remove_reader(followed)
+            followed.close()
+
+    def _tell_deaf(self, why: str) -> None:
+        if not self._deaf:
+            self._deaf = True
+            consequence = "Xid errors, IOMMU faults and oom-kills explain no failure"
+            log.info("kernel.unobserved", why=why, consequence=consequence)
+
     def _named(self, visible: Sequence[str]) -> tuple[str, ...]:
         return tuple(self._uuids[entry] for entry in visible)
+
+
+class _Ear:
+    """What the kernel says during one attempt. `addresses` are the PCI addresses of the launch's GPUs, once they are known."""
+
+    def __init__(
+        self, attempt: int, followed: Followed, clock: Callable[[], float], emit: Callable[[Event], None]
+    ) -> None:
+        self._attempt = attempt
+        self._followed = followed
+        self._clock = clock
+        self._emit = emit
+        self.addresses: tuple[str, ...] = ()
+        self.ended = asyncio.Event()
+
+    def hear(self) -> None:
+        for text in self._followed.heard():
+            elsewhere = kernel.is_elsewhere(text, self.addresses)
+            self._emit(KernelSaid(at=self._clock(), attempt=self._attempt, text=text, elsewhere=elsewhere))
+        if self._followed.ended and not self.ended.is_set():
+            self.ended.set()
+            asyncio.get_running_loop().remove_reader(self._followed)  # what has ended is readable for ever
+
+    def hear_all(self) -> None:
+        """What has been said by now; of a flood, a part."""
+        for _ in range(LAST_READINGS):
+            self.hear()
+            if not self._followed.more:
+                return
+
+
+async def _opened(follow: Callable[[], Followed]) -> Followed:
+    """What `follow` opens in a thread; when nobody waits for it any more, it is closed. Raises Unanswered."""
+    asked = asyncio.create_task(answered(follow, FOR_EVER_S))
+    try:
+        return await asyncio.shield(asked)
+    except asyncio.CancelledError:
+        asked.add_done_callback(_close)
+        raise
+
+
+def _close(asked: asyncio.Task[Followed]) -> None:
+    if not asked.cancelled() and asked.exception() is None:
+        asked.result().close()
 
 
 class _Look(Generic[T]):

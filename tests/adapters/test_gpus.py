@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,19 @@ def test_a_reading_tells_memory_utilisation_power_and_processes_in_the_order_ask
             "processes": [],
         },
     ]
+
+
+def test_the_addresses_of_gpus_are_told_in_the_order_asked_or_that_the_driver_does_not_tell(
+    nvml: FakeNvml, asked: Asked
+) -> None:
+    nvml.set([FakeGpu(), FakeGpu()])
+    ask = partial(asked.send, "addresses", deadline_s=FOREVER_S)
+    assert asked.receive(ask(uuids=[uuid(1), uuid(0)]))["answer"] == ["00000000:11:00.0", "00000000:10:00.0"]
+    assert asked.receive(ask(uuids=[]))["answer"] == []
+    nvml.set([FakeGpu(), FakeGpu()], ["nvmlDeviceGetPciInfo error 3 gpu 1"])
+    assert asked.receive(ask(uuids=[uuid(0), uuid(1)]))["unobserved"] == (
+        f'cannot tell the PCI address of GPU "{uuid(1)}": Not Supported (NVML error 3)'
+    )
 
 
 def test_memory_in_use_leaves_out_the_reserve_of_the_driver(nvml: FakeNvml, asked: Asked) -> None:

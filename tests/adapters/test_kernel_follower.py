@@ -6,6 +6,8 @@ import errno
 import fcntl
 import os
 import select
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -135,7 +137,8 @@ def test_one_reading_takes_no_more_than_a_bounded_number_of_records(monkeypatch:
     with kernel() as said:
         for _ in range(8):
             said.say(XID)
-        assert [len(said.followed.heard()) for _ in range(4)] == [3, 3, 2, 0]
+        readings = [(len(said.followed.heard()), said.followed.more) for _ in range(4)]
+        assert readings == [(3, True), (3, True), (2, False), (0, False)]
 
 
 def test_records_that_were_overwritten_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +184,24 @@ def test_where_this_host_lets_us_only_what_is_said_from_now_on_is_heard() -> Non
         assert followed.ended == ""
     finally:
         followed.close()
+
+
+def test_what_the_kernel_of_this_host_says_of_a_process_is_heard() -> None:
+    told = Path("/proc/sys/debug/exception-trace")
+    if os.uname().machine != "x86_64" or not told.exists() or told.read_text().strip() == "0":
+        pytest.skip("this kernel does not tell of a segfault")
+    try:
+        followed = follow(time.monotonic, tells)
+    except Unanswered as silence:
+        pytest.skip(str(silence))
+    heard: tuple[str, ...] = ()
+    deadline = time.monotonic() + LIMIT_S
+    while not any(line.startswith("python") and "segfault at 0 " in line for line in heard):
+        assert time.monotonic() < deadline
+        subprocess.run([sys.executable, "-S", "-c", "import ctypes; ctypes.string_at(0)"])
+        while select.select([followed], [], [], 0.5)[0]:
+            heard += followed.heard()
+    followed.close()
 
 
 # -- the journal, where /dev/kmsg is refused ---------------------------------------------------------------------------

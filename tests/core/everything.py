@@ -24,6 +24,7 @@ from mgpu_llm.core.events import (
     HealthProbed,
     HostSampled,
     IncidentKept,
+    KernelSaid,
     LineRead,
     LinesDropped,
     ProcessesSampled,
@@ -148,6 +149,9 @@ def _engine_events(attempt: int) -> Iterator[Event]:
     yield GpusUnobserved(at=at, attempt=attempt, reason="NVML: driver not loaded")
     yield HostSampled(at=at, attempt=attempt)
     yield HostSampled(at=at, attempt=attempt, memory_percent=99.5, storage_percent=0.0)
+    for said in ("", "NVRM: Xid (PCI:0000:17:00): 79, GPU has fallen off the bus.", "oom-kill:,task=x,pid=1027,uid=0"):
+        for elsewhere in (True, False):
+            yield KernelSaid(at=at, attempt=attempt, text=said, elsewhere=elsewhere)
     for seen in (
         (),
         (stack(),),

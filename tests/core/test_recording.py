@@ -24,6 +24,7 @@ from mgpu_llm.core.events import (
     HealthProbed,
     HostSampled,
     IncidentKept,
+    KernelSaid,
     LineRead,
     LinesDropped,
     ProcessesSampled,
@@ -68,6 +69,8 @@ RECORDED: Sequence[EngineEvent] = (
     GpusUnobserved(at=12.5, attempt=3, reason="NVML did not answer in 2 s"),
     HostSampled(at=12.5, attempt=3, memory_percent=12.25, storage_percent=0.0),
     HostSampled(at=12.5, attempt=3),
+    KernelSaid(at=12.5, attempt=3, text="NVRM: Xid (PCI:0000:17:00): 79, GPU has fallen off the bus."),
+    KernelSaid(at=12.5, attempt=3, text="", elsewhere=True),
     StacksTaken(at=12.5, attempt=3, stacks=(WHOLE_STACK, BARE_STACK), unobserved="no ptrace of 71"),
     StacksTaken(at=12.5, attempt=3, stacks=()),
 )
@@ -136,6 +139,7 @@ def test_fields_that_are_missing_are_not_observed() -> None:
     assert told({"kind": "dropped"}) == [LinesDropped(at=11.0, attempt=1, count=0)]
     assert told({"kind": "unobserved"}) == [GpusUnobserved(at=11.0, attempt=1, reason="")]
     assert told({"kind": "host"}) == [HostSampled(at=11.0, attempt=1)]
+    assert told({"kind": "kernel"}) == [KernelSaid(at=11.0, attempt=1, text="")]
     assert told({"kind": "stacks"}) == [StacksTaken(at=11.0, attempt=1, stacks=())]
     assert told({"kind": "stacks", "stacks": [{"pid": 4}]}) == [
         StacksTaken(at=11.0, attempt=1, stacks=(Stack(pid=4, thread=4, process=""),))

@@ -131,14 +131,16 @@ def of_exit(status: int, phase: Phase, clue: Clue, *, retries: int) -> Diagnosis
 def of_death(what: str, clue: Clue) -> Diagnosis:
     """A serving engine died or stopped answering; `what` says which. `clue` is from its last words."""
     named = _named(clue, None)
+    by_kernel = named if clue.by_kernel else None
+    why = by_kernel.summary if by_kernel else clue.error
     return Diagnosis(
         cause=named.cause if named else "died-while-serving",
         outcome="died",
-        summary=what + (f": {clue.error}" if clue.error else ""),
+        summary=what + (f": {why}" if why else ""),
         advice=named.advice
         if named
         else "read the engine's last lines (mgpuctl logs) and the kernel's log for Xid errors",
-        evidence=(f'error: "{clue.error}"',) if clue.error else (),
+        evidence=((f'error: "{clue.error}"',) if clue.error else ()) + (by_kernel.evidence if by_kernel else ()),
         cures=named.cures if named and named.cures else ANY_RUNG,
     )
 

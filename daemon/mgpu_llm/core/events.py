@@ -180,6 +180,17 @@ class HostSampled:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KernelSaid:
+    """One line of the kernel's log while the engine ran, of those that may explain a failure. `elsewhere`: it is about PCI
+    devices that are none of the launch's GPUs."""
+
+    at: float
+    attempt: int
+    text: str
+    elsewhere: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stack:
     """Where one thread stands.
 
@@ -242,6 +253,7 @@ EngineEvent = (
     | GpusSampled
     | GpusUnobserved
     | HostSampled
+    | KernelSaid
     | StacksTaken
     | HealthProbed
     | CompletionProbed

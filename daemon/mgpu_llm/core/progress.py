@@ -21,6 +21,7 @@ from mgpu_llm.core.events import (
     GpusSampled,
     GpusUnobserved,
     HostSampled,
+    KernelSaid,
     LineRead,
     ProcessesSampled,
     ProcessSample,
@@ -40,6 +41,10 @@ MOST_BIRTHS: Final = 16
 #: Signals that a hung engine's company can move for ever as well: a monitor that is started each minute, a thread that frees
 #: and allocates, a line with a new name in it. They hold off a suspicion, but not for ever (core/stall).
 SMALL: Final = frozenset({"rss", "read_chars", "log", "processes"})
+#: Whom the kernel has killed is known as ours for so long after we last saw it: a look comes each 5 s while serving.
+LATELY_S: Final = 15.0
+#: So many lines of the kernel are kept.
+MOST_SAID: Final = 50
 _NUMBER: Final = re.compile(r"\d+")
 
 
@@ -52,7 +57,8 @@ class Progress:
     nothing but SMALL signals moved, `observed_s` all time that was observed. `resting` is the sample with which
     the quiet began, and `busy` maps a pid to the share of one core that it has used since. `phase_began` has the phases
     seen so far. `weights_bytes` is the size of the model's files, None where it is unknown; `weights` what is known of
-    their coming, from when they begin to come.
+    their coming, from when they begin to come. `lately` maps the pid of each process of the last LATELY_S to when it was last
+    seen, and `kernel` is what the kernel last said of this engine.
     """
 
     started_at: float
@@ -85,6 +91,8 @@ class Progress:
     gpus_held: float = 0.0
     gpus_unobserved: str = ""
     host: HostSampled | None = None
+    lately: Mapping[int, float] = field(default_factory=dict)
+    kernel: tuple[KernelSaid, ...] = ()
 
     @property
     def last_moved_at(self) -> float:
@@ -167,6 +175,7 @@ def after_processes(progress: Progress, event: ProcessesSampled) -> Progress:
     changed = replace(
         progress,
         processes=now,
+        lately=_lately(progress.lately, event),
         births=births,
         resting=resting,
         resting_at=resting_at,
@@ -202,9 +211,19 @@ def after_host(progress: Progress, event: HostSampled) -> Progress:
     return replace(progress, host=event)
 
 
+def after_kernel(progress: Progress, event: KernelSaid) -> Progress:
+    """Keep what the kernel said: it explains an end."""
+    return replace(progress, kernel=(*progress.kernel, event)[-MOST_SAID:])
+
+
 def after_work_seen(progress: Progress, at: float) -> Progress:
     """Although no signal moves, the engine's stacks do: somebody works, and the quiet so far counts for nothing."""
     return replace(progress, cleared_s=progress.quiet_s, feeble_s=0.0, moved={**progress.moved, "stacks": at})
+
+
+def _lately(before: Mapping[int, float], event: ProcessesSampled) -> dict[int, float]:
+    now = dict.fromkeys((process.pid for process in event.processes), event.at)
+    return {**{pid: at for pid, at in before.items() if event.at - at <= LATELY_S}, **now}
 
 
 def _with_weights(progress: Progress, at: float) -> Progress:

@@ -17,6 +17,7 @@ from mgpu_llm.core.events import (
     GpusSampled,
     GpusUnobserved,
     HostSampled,
+    KernelSaid,
     LineRead,
     LinesDropped,
     ProcessesSampled,
@@ -32,7 +33,7 @@ LONGEST_S: Final = 1e9
 #: gzipped file can become many more.
 MOST_VALUES: Final = 10_000_000
 ROW_VALUES: Final = 5
-_KINDS: Final = frozenset({"note", "log", "dropped", "sample", "unobserved", "host", "stacks"})
+_KINDS: Final = frozenset({"note", "log", "dropped", "sample", "unobserved", "host", "kernel", "stacks"})
 #: The notes that somebody looks at, beside those that end a recording.
 _NOTES: Final = frozenset({"attempt", "fault", "lost"})
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
@@ -162,6 +163,9 @@ def _of_row(row: Row, attempt: int, at: float) -> Iterator[Event]:
                 memory_percent=readings.number(row.get("mem")),
                 storage_percent=readings.number(row.get("io")),
             )
+        case "kernel":
+            elsewhere = bool(row.get("elsewhere", False))
+            yield KernelSaid(at=at, attempt=attempt, text=_text(row), elsewhere=elsewhere)
         case "stacks":
             stacks = tuple(map(readings.stack, row.get("stacks") or ()))
             yield StacksTaken(at=at, attempt=attempt, stacks=stacks, unobserved=str(row.get("unobserved", "")))
@@ -184,6 +188,8 @@ def to_row(event: Event, spawned_at: float) -> Row | None:
             said = {"kind": "unobserved", "why": event.reason}
         case HostSampled():
             said = {"kind": "host", "mem": event.memory_percent, "io": event.storage_percent}
+        case KernelSaid():
+            said = {"kind": "kernel", "line": event.text} | ({"elsewhere": True} if event.elsewhere else {})
         case StacksTaken():
             said = {"kind": "stacks", "stacks": [readings.stack_row(stack) for stack in event.stacks]}
             said |= {"unobserved": event.unobserved} if event.unobserved else {}

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import itemgetter
 from typing import Final
 
-from mgpu_llm.core import diagnosis, engine_log, progress
+from mgpu_llm.core import diagnosis, engine_log, kernel, progress
 from mgpu_llm.core.diagnosis import Clue
 from mgpu_llm.core.effects import Announce, Level, ProbeHealth
-from mgpu_llm.core.engine_log import parse
+from mgpu_llm.core.engine_log import Line, parse
 from mgpu_llm.core.events import (
     EngineExited,
     Event,
     GpusSampled,
     GpusUnobserved,
     HealthProbed,
+    KernelSaid,
     LineRead,
     ProcessesSampled,
     Ticked,
@@ -41,6 +43,8 @@ def take(state: Ready, event: Event, policy: Policy) -> Outcome:
             return replace(state, probing=True), (ProbeHealth(attempt=state.run.attempt),)
         case LineRead():
             return _after_line(state, event), ()
+        case KernelSaid() if kernel.explains(event, state.pid, state.progress):
+            return replace(state, progress=progress.after_kernel(state.progress, event)), ()
         case ProcessesSampled():
             return replace(state, progress=progress.after_processes(state.progress, event)), ()
         case GpusSampled():
@@ -59,11 +63,15 @@ def _after_line(state: Ready, event: LineRead) -> Ready:
 
 
 def _last_words(state: Ready, at: float) -> Clue:
-    """What the engine's errors of the last seconds gave away. A request that failed weeks ago explains no death."""
+    """What the engine's errors of the last seconds gave away, and what the kernel said then. A request that failed weeks ago
+    explains no death."""
+    said: list[tuple[float, str | Line]] = [(event.at, event.text) for event in state.progress.kernel]
+    said += state.errors
     clue = Clue()
-    for said_at, line in state.errors:
-        if at - said_at <= LAST_WORDS_S:
-            clue = diagnosis.look(clue, line)
+    for said_at, words in sorted(said, key=itemgetter(0)):
+        if at - said_at > LAST_WORDS_S:
+            continue
+        clue = diagnosis.look_at_kernel(clue, words) if isinstance(words, str) else diagnosis.look(clue, words)
     return clue
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final, assert_never
 
-from mgpu_llm.core import decision, diagnosis, judging, progress, stall
+from mgpu_llm.core import decision, diagnosis, judging, kernel, progress, stall
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.effects import (
     Announce,
@@ -29,6 +29,7 @@ from mgpu_llm.core.events import (
     GpusUnobserved,
     HealthProbed,
     HostSampled,
+    KernelSaid,
     LineRead,
     ProcessesSampled,
     StacksTaken,
@@ -70,6 +71,9 @@ def take(state: Starting, event: Event, policy: Policy) -> Outcome:
             return _after_line(state, event)
         case ProcessesSampled() | StacksTaken() | GpusSampled() | GpusUnobserved() | HostSampled():
             return _after_look(state, event, policy)
+        case KernelSaid() if kernel.explains(event, state.pid, state.progress):
+            told = diagnosis.look_at_kernel(state.clue, event.text)
+            return replace(state, clue=told, progress=progress.after_kernel(state.progress, event)), ()
         case Ticked():
             return _after_tick(state, event, policy)
         case EngineSpawned():

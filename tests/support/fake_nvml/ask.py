@@ -1,7 +1,7 @@
 """A process that asks the GPU adapter what it is told to: one JSON request a line on stdin, one JSON line in answer.
 
-`{"id": 1, "ask": "inventory" | "read" | "nvlinked" | "ping", "deadline_s": 2, "uuids": [...]}` is answered, as soon as
-it can be, by `{"id": 1, "answer": ...}` or `{"id": 1, "unobserved": reason}`. A ping is answered by the event loop
+`{"id": 1, "ask": "inventory" | "read" | "nvlinked" | "addresses" | "ping", "deadline_s": 2, "uuids": [...]}` is answered, as
+soon as it can be, by `{"id": 1, "answer": ...}` or `{"id": 1, "unobserved": reason}`. A ping is answered by the event loop
 itself; `{"id": 2, "ask": "cancel", "of": 1}` cancels the task of a request, which then gets no answer. At the end of
 stdin the process ends as a daemon does: it returns from main, whatever the driver is doing.
 """
@@ -24,6 +24,8 @@ async def _answer(gpus: Gpus, request: dict[str, Any]) -> dict[str, Any]:
         case "nvlinked":
             pairs = await gpus.nvlinked(request["uuids"], request["deadline_s"])
             return {"answer": sorted(sorted(pair) for pair in pairs)}
+        case "addresses":
+            return {"answer": await gpus.addresses(request["uuids"], request["deadline_s"])}
         case "ping":
             return {"answer": "pong"}
         case unknown:

@@ -52,6 +52,12 @@ class Gpus:
         wanted = tuple(dict.fromkeys(uuids))
         return await self._driver.call(lambda: self._nvml.nvlinked(wanted), deadline_s)
 
+    async def addresses(self, uuids: Sequence[str], deadline_s: float = 2) -> tuple[str, ...]:
+        """The PCI addresses of `uuids` (whole UUIDs), in their order, as "00000000:17:00.0". Raises GpusUnobserved, also where
+        the driver does not tell."""
+        wanted = tuple(uuids)
+        return await self._driver.call(lambda: self._nvml.addresses(wanted), deadline_s)
+
     async def versions(self, deadline_s: float = 2) -> dict[str, str]:
         """The driver's version, and the CUDA version that it supports, as far as it tells. Raises GpusUnobserved."""
         return await self._driver.call(self._nvml.versions, deadline_s)

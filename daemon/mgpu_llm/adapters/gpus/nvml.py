@@ -40,6 +40,9 @@ class Nvml:
         # The driver answers the same for a pair in either order: it tells of the path, not of a direction.
         return frozenset(frozenset(pair) for pair in combinations(uuids, 2) if self._linked(*pair))
 
+    def addresses(self, uuids: Sequence[str]) -> tuple[str, ...]:
+        return tuple(self._address(uuid) for uuid in uuids)
+
     def versions(self) -> dict[str, str]:
         with self._session("ask for the driver's version") as nvml:
             driver = _if_told(nvml, nvml.nvmlSystemGetDriverVersion)
@@ -83,6 +86,10 @@ class Nvml:
             if status is None or status == nvml.NVML_P2P_STATUS_UNKNOWN:
                 raise GpusUnobserved(f"cannot {doing}: the driver does not say")
             return bool(status == nvml.NVML_P2P_STATUS_OK)
+
+    def _address(self, uuid: str) -> str:
+        with self._session(f'tell the PCI address of GPU "{uuid}"') as nvml:
+            return str(nvml.nvmlDeviceGetPciInfo(self._find(nvml, uuid)[0]).busId)
 
     def _find(self, nvml: Any, uuid: str) -> tuple[Any, int]:
         if uuid not in self._handles:

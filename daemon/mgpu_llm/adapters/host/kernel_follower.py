@@ -44,13 +44,15 @@ class Followed:
         self._budgets = {True: _Budget(clock), False: _Budget(clock)}
         #: Why nothing more will come, "" as long as something may.
         self.ended = ""
+        #: Whether the last reading has left something to be read.
+        self.more = False
 
     def fileno(self) -> int:
         """To be polled: it is readable when there is something to hear."""
         return self._descriptor
 
     def heard(self) -> tuple[str, ...]:
-        """The lines that matter since the last time, oldest first; more may wait already. Raises nothing and never waits."""
+        """The lines that matter since the last time, oldest first, of one reading. Raises nothing and never waits."""
         return tuple(line[:LINE_CHARS] for line in self._lines() if self._is_handed_on(line))
 
     def close(self) -> None:
@@ -58,10 +60,12 @@ class Followed:
 
     def _lines(self) -> Iterator[str]:
         """The lines of one reading: of one record each, as many records as there are, up to RECORDS_AT_ONCE."""
+        self.more = False
         for _ in range(RECORDS_AT_ONCE):
             if not (record := self._read(RECORD_BYTES)):
                 return
             yield from _kernels_own(record)
+        self.more = True
 
     def _read(self, size: int) -> bytes:
         """b"" where there is nothing to read now, or never again."""
@@ -108,7 +112,9 @@ class _Journal(Followed):
             self._child.wait(END_S)
 
     def _lines(self) -> Iterator[str]:
-        *lines, self._unfinished = (self._unfinished + self._read(RECORD_BYTES)).split(b"\n")
+        read = self._read(RECORD_BYTES)
+        self.more = len(read) == RECORD_BYTES
+        *lines, self._unfinished = (self._unfinished + read).split(b"\n")
         self._unfinished = self._unfinished[:RECORD_BYTES]
         for line in lines:
             yield line.decode("utf-8", "replace")
@@ -142,6 +148,7 @@ def follow(clock: Callable[[], float], tells: Callable[[str], bool], kmsg: Path 
         descriptor = os.open(kmsg, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         refused = f"cannot open {kmsg}: {(error.strerror or '').lower()}"
+        cure = "; adduser mgpu-llm systemd-journal allows it" if isinstance(error, PermissionError) else ""
     else:
         with contextlib.suppress(OSError):  # what stands in for it in a test is a pipe, which has no past
             os.lseek(descriptor, 0, os.SEEK_END)
@@ -149,7 +156,7 @@ def follow(clock: Callable[[], float], tells: Callable[[str], bool], kmsg: Path 
     try:
         child, descriptor = _followed_journal()
     except Unanswered as silence:
-        raise Unanswered(f"{refused}; {silence}") from None
+        raise Unanswered(f"{refused}; {silence}{cure}") from None
     return _Journal(child, descriptor, clock, tells)
 
 
