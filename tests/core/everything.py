@@ -19,6 +19,7 @@ from mgpu_llm.core.events import (
     EngineSpawnFailed,
     EngineStuck,
     Event,
+    ForgetRequested,
     GpusSampled,
     GpusUnobserved,
     HealthProbed,
@@ -34,9 +35,12 @@ from mgpu_llm.core.events import (
     StopRequested,
     Ticked,
 )
+from mgpu_llm.core.known_good import KnownGood
+from mgpu_llm.core.ladder import BASE
 from mgpu_llm.core.progress import begin
 from mgpu_llm.core.states import (
     LONGEST_HISTORY,
+    Anew,
     Backoff,
     Ended,
     Fail,
@@ -59,11 +63,13 @@ from tests.core.world import (
     NCCL,
     NOT_FREE,
     OUT_OF_MEMORY,
+    P2P_OFF,
     UP,
     WORLD_SIZE,
     gpu,
     loading,
     policy,
+    rungs,
     worker,
 )
 
@@ -72,11 +78,13 @@ NOW = 5000.0
 IDENTITY = report.Identity(version="0.1.0", model="m", url="http://127.0.0.1:8000")
 FAILURE = Diagnosis(cause="engine-exited", outcome="crashed", summary="it ended", advice="look", evidence=("e",))
 HISTORY = tuple(
-    Ended(number=n, rung="base", outcome="crashed", phase="boot", ended_at=10.0 * n, duration_s=9.0, diagnosis=FAILURE)
+    Ended(number=n, rung=BASE, outcome="crashed", phase="boot", ended_at=10.0 * n, duration_s=9.0, diagnosis=FAILURE)
     for n in range(1, 4)
 )
-RUN = Run(attempt=4, rung=1, tries=3, tries_on_rung=1, deaths=2, ended=HISTORY)
-LAST_RUN = replace(RUN, rung=len(POLICY.rungs) - 1, tries=POLICY.attempts, tries_on_rung=9)
+KNOWN = KnownGood(rung="p2p-off", since="2026-11-24T21:05:00Z", cause="nccl-p2p", boot="b")
+RUN = Run(attempt=4, rung=P2P_OFF, tries=3, deaths=2, ended=HISTORY, known=KNOWN)
+LAST_RUN = replace(RUN, rung=rungs(POLICY)[-1], tries=POLICY.attempts)
+TRIAL = Run(attempt=4, tries=1, ended=HISTORY, known=KNOWN, trial=P2P_OFF)
 LOADED = loading().state
 
 
@@ -94,7 +102,7 @@ def _states() -> Iterator[State]:
     assert isinstance(LOADED, Starting)
     yield Stopped()
     yield Stopped(run=RUN)
-    for run in (Run(attempt=4, tries=1, tries_on_rung=1), RUN, LAST_RUN):
+    for run in (Run(attempt=4, tries=1), RUN, LAST_RUN, TRIAL):
         yield Starting(run=run, since=NOW - 9, progress=begin(NOW - 9))
         yield Starting(run=run, since=NOW - 9, progress=LOADED.progress, pid=702, clue=Clue(error="ValueError: x"))
         yield Starting(run=run, since=NOW - 9, progress=replace(LOADED.progress, quiet_s=1e6), pid=702)
@@ -107,8 +115,9 @@ def _states() -> Iterator[State]:
     for doubt in _suspicions():
         yield Starting(run=RUN, since=NOW - 9, progress=quiet, pid=702, suspicion=doubt)
     for then in (
-        Try(rung=2, delay_s=0.0),
-        Try(rung=1, delay_s=4.0),
+        Try(rung=rungs(POLICY)[2], delay_s=0.0),
+        Try(rung=P2P_OFF, delay_s=4.0),
+        Anew(),
         Rest(final=False),
         Rest(final=True),
         Fail(status=69, message="gave up"),
@@ -117,8 +126,8 @@ def _states() -> Iterator[State]:
         yield Terminating(run=RUN, deadline=NOW - 1, then=then, why="asked")
         yield Killing(run=RUN, since=NOW - 1, then=then, why="stalled")
         yield Killing(run=RUN, since=NOW - 1, then=then, why="stalled", keeping=True)
-    yield Backoff(run=RUN, rung=1, until=NOW + 1)
-    yield Backoff(run=RUN, rung=1, until=NOW - 1)
+    yield Backoff(run=RUN, rung=P2P_OFF, until=NOW + 1)
+    yield Backoff(run=RUN, rung=P2P_OFF, until=NOW - 1)
     yield Failed(run=RUN, status=69, message="gave up")
 
 
@@ -170,6 +179,7 @@ def _events() -> Iterator[Event]:
     for final in (True, False):
         yield StopRequested(at=NOW, final=final, by="systemd")
     yield RestartRequested(at=NOW, by="mgpuctl")
+    yield ForgetRequested(at=NOW, by="mgpuctl")
     for at in (0.0, NOW, NOW + 1e6):
         yield Ticked(at=at)
     for attempt in (RUN.attempt, 0, 1, RUN.attempt - 1, RUN.attempt + 1):

@@ -9,7 +9,7 @@ from typing import Final
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from mgpu_llm.core import recording, replay
+from mgpu_llm.core import recorded_policy, recording
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.effects import Effect
 from mgpu_llm.core.events import (
@@ -107,7 +107,7 @@ class Told(World):
                 exited = isinstance(event, EngineExited)
                 self.rows.append(recording.note(t, "exit", rc=event.status) if exited else recording.note(t, "stopping"))  # type: ignore[union-attr] # fmt: skip
         elif isinstance(self.state, Starting):
-            self.rows = [replay.recorded_header(self.policy, self.state.run)]
+            self.rows = [recorded_policy.header(self.policy, self.state.run)]
             self.moved_at = event.at
         return effects
 

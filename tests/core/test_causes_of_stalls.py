@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from mgpu_llm.core import progress, stall
-from mgpu_llm.core.diagnosis import NO_RUNG, Clue, of_stall
+from mgpu_llm.core.diagnosis import Clue, of_stall
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.events import HostSampled, LineRead, ProcessesSampled, ProcessSample, Stack, StacksTaken
 from mgpu_llm.core.progress import Progress, begin
+from mgpu_llm.core.remedies import Want
 from mgpu_llm.core.stall import DEFAULT_PATIENCE_S, THRASHING_PERCENT, Circumstances, Stalled
 from mgpu_llm.core.states import Backoff, Failed, Killing, Starting
 from mgpu_llm.core.suspicion import Finding, Suspicion
@@ -127,7 +128,7 @@ def test_what_the_engine_has_named_explains_more_than_what_it_waits_for() -> Non
 
 def test_no_rung_cures_such_a_stall_so_it_is_tried_once_more_and_then_given_up() -> None:
     world = hung(in_weights(), worker(71, state="T"))
-    assert world.last_diagnosis.cures == NO_RUNG
+    assert set(world.last_diagnosis.wants) == {Want.PLAIN_RETRY}
     world.gone()
     assert isinstance(world.state, Backoff)
     world.wait_out_backoff()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from mgpu_llm.core import diagnosis
-from mgpu_llm.core.diagnosis import ANY_RUNG, NO_RUNG, Clue, Diagnosis, look, of_death, of_exit, of_spawn, of_stall
+from mgpu_llm.core.diagnosis import Clue, Diagnosis, look, of_death, of_exit, of_spawn, of_stall
 from mgpu_llm.core.engine_log import Phase, parse
-from mgpu_llm.core.ladder import Kind
+from mgpu_llm.core.remedies import DEFAULT_ORDER, Want
 from mgpu_llm.core.stall import Stalled
 from tests.core.world import BAD_FLAG, NOT_FREE, OUT_OF_MEMORY
 from tests.support import recordings
@@ -124,7 +124,7 @@ def test_the_words_of_a_cause_name_it(cause: str, text: str) -> None:
     assert diagnosed.cause == cause
     assert diagnosed.advice
     assert "{" not in diagnosed.summary
-    assert diagnosed.outcome == ("refused" if diagnosed.hopeless else "crashed")
+    assert diagnosed.outcome == ("refused" if Want.STOP in diagnosed.wants else "crashed")
     assert parse(text).message.strip()[:80] in diagnosed.evidence[0]
 
 
@@ -146,8 +146,7 @@ def test_unknown_errors_are_told_in_the_engines_own_words_and_may_be_cured_by_an
     diagnosed = found("(Worker pid=1) ERROR 11-22 10:00:00 [x.py:1] ZeroDivisionError: division by zero")
     assert diagnosed.cause == "engine-exited"
     assert diagnosed.summary == "the engine ended in weights with exit code 1: ZeroDivisionError: division by zero"
-    assert diagnosed.cures == ANY_RUNG
-    assert diagnosed.plain_retries == 1
+    assert diagnosed.wants == (Want.PLAIN_RETRY, *DEFAULT_ORDER)
     assert not diagnosed.hopeless
 
 
@@ -187,7 +186,7 @@ def test_a_line_of_level_error_names_a_cause_but_is_no_error_of_its_own() -> Non
     assert clue_of(traceback) == Clue()
     said = "(Worker pid=9) ERROR 11-22 10:00:00 [x.py:1] the allocator reports: CUDA out of memory"
     expected = "the allocator reports: CUDA out of memory"
-    assert clue_of(traceback, said) == Clue(cause="cuda-out-of-memory", line=expected, error=expected)
+    assert clue_of(traceback, said) == Clue(cause="cuda-out-of-memory", line=expected, process="Worker", error=expected)
 
 
 @pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING"])
@@ -206,8 +205,9 @@ def test_the_recorded_refusal_is_diagnosed_by_its_assertion_and_not_by_the_casca
 def test_the_recorded_loss_of_a_gpu_is_diagnosed_with_its_figures() -> None:
     diagnosed = found(*recordings.load("h200-tp2-gpu-taken").lines)
     assert diagnosed.summary == "GPU memory is not free: 107.83 of 139.8 GiB, less than utilisation 0.9 asks for"
-    assert diagnosed.cures == {Kind.MEMORY}
-    assert diagnosed.plain_retries == 2
+    assert diagnosed.wants == (Want.PLAIN_RETRY, Want.PLAIN_RETRY, Want.OTHER_GPU, Want.MEMORY_LOWER)
+    assert diagnosed.figures == {"free": 107.83, "total": 139.8, "asked": 0.9, "device": 1.0}
+    assert diagnosed.rank == 1
 
 
 @pytest.mark.parametrize("phase", Phase)
@@ -222,8 +222,8 @@ def test_a_stall_is_named_after_its_phase_and_says_whether_something_spins(
     assert diagnosed.summary == f"stalled in {phase.label}: nothing moved for 15 s{words}"
     assert diagnosed.advice
     assert diagnosed.evidence == ("seen",)
-    no_memory_yet = {Kind.TRANSPORT, Kind.GPUS}
-    assert diagnosed.cures == (no_memory_yet if phase is Phase.DISTRIBUTED_INIT else ANY_RUNG)
+    assert diagnosed.wants[0] is Want.TRANSPORT
+    assert (Want.MEMORY_LOWER in diagnosed.wants) == (phase is not Phase.DISTRIBUTED_INIT), "there is none in use yet"
     assert not diagnosed.hopeless
 
 
@@ -241,8 +241,7 @@ def test_a_silence_after_a_hopeless_cause_is_a_stall_that_names_the_error_and_ma
     diagnosed = of_stall(SILENCE, clue_of(text))
     assert diagnosed.cause == "stalled-in-compile"
     assert diagnosed.outcome == "stalled"
-    assert not diagnosed.hopeless
-    assert diagnosed.cures == ANY_RUNG
+    assert set(diagnosed.wants) >= set(DEFAULT_ORDER)
     assert diagnosed.evidence == ("seen", f'error before: "{parse(text).message.strip()}"')
 
 
@@ -252,14 +251,14 @@ def test_a_death_without_an_error_says_what_was_seen_and_may_be_cured_by_any_run
     assert diagnosed.summary == "3 health probes in a row failed"
     assert diagnosed.evidence == ()
     assert diagnosed.outcome == "died"
-    assert diagnosed.cures == ANY_RUNG
+    assert diagnosed.wants == DEFAULT_ORDER
     assert "Xid" in diagnosed.advice
 
 
 def test_a_death_of_a_named_cause_has_its_advice_and_its_cures() -> None:
     diagnosed = of_death("it ended", clue_of(OUT_OF_MEMORY))
     assert (diagnosed.cause, diagnosed.outcome, diagnosed.hopeless) == ("cuda-out-of-memory", "died", False)
-    assert diagnosed.cures == {Kind.MEMORY}
+    assert diagnosed.wants == (Want.MEMORY_LOWER,)
     assert diagnosed.advice == of_exit(1, Phase.COMPILE, clue_of(OUT_OF_MEMORY), retries=1).advice
     assert diagnosed.summary.startswith("it ended: torch.OutOfMemoryError: CUDA out of memory")
     assert diagnosed.evidence == (f'error: "{parse(OUT_OF_MEMORY).message}"',)
@@ -267,14 +266,14 @@ def test_a_death_of_a_named_cause_has_its_advice_and_its_cures() -> None:
 
 def test_a_death_of_a_cause_without_cures_is_hopeless_no_more_and_any_rung_may_help() -> None:
     diagnosed = of_death("it ended", clue_of("RuntimeError: CUDA error: no kernel image is available for execution"))
-    assert (diagnosed.cause, diagnosed.cures, diagnosed.hopeless) == ("driver", ANY_RUNG, False)
+    assert (diagnosed.cause, diagnosed.wants, diagnosed.hopeless) == ("driver", DEFAULT_ORDER, False)
 
 
 @pytest.mark.parametrize(("hopeless", "retries"), [(True, 0), (False, 2)])
 def test_an_engine_that_never_came_to_be_is_not_cured_by_a_rung(hopeless: bool, retries: int) -> None:
     diagnosed = of_spawn("cannot spawn '/x': no such file", hopeless=hopeless)
-    assert diagnosed.cures == NO_RUNG
-    assert diagnosed.plain_retries == retries
+    assert diagnosed.wants.count(Want.PLAIN_RETRY) == retries
+    assert set(diagnosed.wants) <= {Want.PLAIN_RETRY, Want.STOP}
     assert diagnosed.hopeless is hopeless
 
 

@@ -2,91 +2,114 @@ from __future__ import annotations
 
 import pytest
 
-from mgpu_llm.core.ladder import CustomRung, Heads, Kind, Rung, built_in, fewer, from_config, next_rung, splits
+from mgpu_llm.core import remedies
+from mgpu_llm.core.ladder import BASE, Heads, Ladder, Rung, smaller, splits
 from mgpu_llm.core.launch import Launch
+from mgpu_llm.core.remedies import BY_DEFAULT, Area, Remedy
 
 UNKNOWN = Heads()
 SEVENTY = Heads(attention=64, key_value=8)
 SEVEN = Heads(attention=28, key_value=4)
+FOUR = Launch(gpus=("0", "1", "2", "3"), tensor_parallel=4, utilisation=0.9, env={"A": "1"}, args=("--x",))
+LADDER = Ladder(base=FOUR, sizes=(2, 1), spares=("4",), context=8192, areas=frozenset(Area))
 
 
-def launch(tensor_parallel: int, utilisation: float | None = 0.9) -> Launch:
-    gpus = tuple(f"GPU-{index}" for index in range(tensor_parallel))
-    return Launch(gpus=gpus, tensor_parallel=tensor_parallel, utilisation=utilisation)
+def rung(*parts: Remedy) -> Rung:
+    found = BASE
+    for part in parts:
+        found = found.plus(part)
+    return found
 
 
-def names(rungs: tuple[Rung, ...]) -> list[str]:
-    return [rung.name for rung in rungs]
-
-
-@pytest.mark.parametrize(
-    ("tensor_parallel", "heads", "expected"),
-    [
-        (1, SEVENTY, ["base", "utilisation-0.85", "utilisation-0.80"]),
-        (1, UNKNOWN, ["base", "utilisation-0.85", "utilisation-0.80"]),
-        (2, SEVENTY, ["base", "p2p-off", "utilisation-0.85", "utilisation-0.80", "tp-1"]),
-        (2, SEVEN, ["base", "p2p-off", "utilisation-0.85", "utilisation-0.80", "tp-1"]),
-        (2, UNKNOWN, ["base", "p2p-off", "utilisation-0.85", "utilisation-0.80", "tp-1"]),
-        (4, SEVENTY, ["base", "p2p-off", "utilisation-0.85", "utilisation-0.80", "tp-2", "tp-1"]),
-        (4, SEVEN, ["base", "p2p-off", "utilisation-0.85", "utilisation-0.80", "tp-2", "tp-1"]),
-        (4, UNKNOWN, ["base", "p2p-off", "utilisation-0.85", "utilisation-0.80", "tp-2", "tp-1"]),
-        (8, SEVENTY, ["base", "p2p-off", "utilisation-0.85", "utilisation-0.80", "tp-4", "tp-2", "tp-1"]),
-        (8, UNKNOWN, ["base", "p2p-off", "utilisation-0.85", "utilisation-0.80", "tp-4", "tp-2", "tp-1"]),
-    ],
-)
-def test_the_built_in_ladder_goes_p2p_off_then_less_memory_then_fewer_gpus(
-    tensor_parallel: int, heads: Heads, expected: list[str]
-) -> None:
-    assert names(built_in(launch(tensor_parallel), heads, step=0.05, floor=0.8)) == expected
-
-
-def test_each_rung_keeps_what_the_rungs_above_it_changed() -> None:
-    rungs = built_in(launch(4), SEVENTY, step=0.05, floor=0.85)
-    assert [rung.launch.utilisation for rung in rungs] == [0.9, 0.9, 0.85, 0.85, 0.85]
-    assert [len(rung.launch.gpus or ()) for rung in rungs] == [4, 4, 4, 2, 1]
-    assert all(rung.launch.env == {"NCCL_P2P_DISABLE": "1"} for rung in rungs[1:])
-    assert all(rung.launch.args == ("--disable-custom-all-reduce",) for rung in rungs[1:])
-    assert [rung.kind for rung in rungs] == [Kind.BASE, Kind.TRANSPORT, Kind.MEMORY, Kind.GPUS, Kind.GPUS]
-    assert all(rung.cost for rung in rungs[1:])
-
-
-@pytest.mark.parametrize(
-    ("utilisation", "step", "floor", "values"),
-    [
-        (0.9, 0.05, 0.8, [0.85, 0.8]),
-        (0.9, 0.05, 0.81, [0.85]),
-        (0.92, 0.05, 0.8, [0.87, 0.82]),
-        (0.8, 0.05, 0.8, []),
-        (0.7, 0.05, 0.8, []),
-        (None, 0.05, 0.8, []),
-        (0.3, 0.1, 0.1, [0.2, 0.1]),
-    ],
-)
-def test_utilisation_is_lowered_in_steps_and_never_below_its_floor(
-    utilisation: float | None, step: float, floor: float, values: list[float]
-) -> None:
-    rungs = built_in(launch(1, utilisation), UNKNOWN, step=step, floor=floor)
-    assert [rung.launch.utilisation for rung in rungs[1:]] == values
-
-
-def test_an_admin_who_switched_p2p_off_already_gets_no_rung_for_it() -> None:
-    off = Launch(
+def test_a_rung_is_what_was_added_to_the_admins_own_settings() -> None:
+    made = rung(remedies.P2P_OFF, remedies.utilisation(0.85, raises=False), remedies.gpus(("0", "1"), 2, FOUR))
+    assert made.name == "p2p-off+utilisation-0.85+tp-2"
+    assert LADDER.launch(made) == Launch(
         gpus=("0", "1"),
         tensor_parallel=2,
-        utilisation=0.8,
-        env={"NCCL_P2P_DISABLE": "1"},
-        args=("--disable-custom-all-reduce",),
+        utilisation=0.85,
+        env={"A": "1", "NCCL_P2P_DISABLE": "1"},
+        args=("--x", "--disable-custom-all-reduce"),
     )
-    assert names(built_in(off, SEVENTY, step=0.05, floor=0.8)) == ["base", "tp-1"]
+    assert made.cost.count("; ") == 2
+    assert (BASE.name, BASE.cost, LADDER.launch(BASE)) == ("base", "", FOUR)
 
 
-def test_half_of_p2p_off_is_completed_by_its_rung() -> None:
-    half = Launch(gpus=("0", "1"), tensor_parallel=2, utilisation=0.8, env={"NCCL_P2P_DISABLE": "1"})
-    assert names(built_in(half, SEVENTY, step=0.05, floor=0.8)) == ["base", "p2p-off", "tp-1"]
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (remedies.utilisation(0.85, raises=False), remedies.utilisation(0.8, raises=False)),
+        (remedies.gpus(("0", "1"), 2, FOUR), remedies.gpus(("3",), 1, FOUR)),
+        (remedies.context(4096), remedies.context(2048)),
+    ],
+)
+def test_a_remedy_takes_the_place_of_one_that_sets_the_same(first: Remedy, second: Remedy) -> None:
+    assert rung(first, remedies.EAGER, second).remedies == (remedies.EAGER, second)
 
 
-def test_pipeline_parallelism_keeps_p2p_off_and_leaves_out_fewer_gpus() -> None:
-    assert names(built_in(launch(1), SEVENTY, step=0.05, floor=0.9, pipeline_parallel=2)) == ["base", "p2p-off"]
+def test_remedies_that_set_other_things_stay_and_so_do_the_admins_own() -> None:
+    both = (remedies.CUSTOM_ALL_REDUCE_OFF, remedies.P2P_OFF)
+    assert rung(*both).remedies == both
+    own = (Remedy(name="a", utilisation=0.8), Remedy(name="b", utilisation=0.7))
+    assert rung(*own).remedies == own
+    assert LADDER.launch(rung(*own)).utilisation == 0.7
+
+
+def test_fewer_ranks_without_gpus_are_only_fewer_ranks() -> None:
+    on_cpu = Launch(gpus=None, tensor_parallel=2, utilisation=None)
+    one = remedies.gpus(None, 1, on_cpu)
+    assert (one.name, one.over(on_cpu)) == ("tp-1", Launch(gpus=None, tensor_parallel=1, utilisation=None))
+
+
+def test_a_count_of_gpus_keeps_the_first_and_other_gpus_are_named() -> None:
+    assert Remedy(name="mine", tensor_parallel=2).over(FOUR).gpus == ("0", "1")
+    other = remedies.gpus(("0", "1", "2", "4"), 4, FOUR)
+    assert (other.name, other.cost) == ("gpus-0,1,2,4", "none, where the GPUs are alike")
+    assert other.over(FOUR).gpus == ("0", "1", "2", "4")
+
+
+NAMES = (
+    "base",
+    *remedies.FIXED,
+    "p2p-off+utilisation-0.85+gpus-0,3",
+    "utilisation-0.95",
+    "utilisation-1.00",
+    "tp-2",
+    "gpus-0,1,2,4+context-4096",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_leads_back_to_its_rung(name: str) -> None:
+    assert LADDER.rung(name).name == name
+    assert Ladder(base=Launch(gpus=None, tensor_parallel=2, utilisation=None), sizes=(1,)).rung("tp-1").name == "tp-1"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "nowhere", "p2p-off+", "utilisation-2.00", "tp-3", "gpus-7", "gpus-0,1,2", "context-x", "tp-1\n"]
+)
+def test_a_name_of_no_rung_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="there is no rung"):
+        LADDER.rung(name)
+
+
+def test_without_gpus_there_is_no_rung_of_their_memory() -> None:
+    with pytest.raises(ValueError, match="there is no rung"):
+        Ladder(base=Launch(gpus=None, tensor_parallel=2, utilisation=None)).rung("utilisation-0.80")
+
+
+def test_a_rung_that_changes_what_must_not_be_changed_is_refused() -> None:
+    with pytest.raises(ValueError, match="changes what must not be changed: context-length"):
+        Ladder(base=FOUR).rung("context-4096")
+    with pytest.raises(ValueError, match="changes what must not be changed: transports"):
+        Ladder(base=FOUR, areas=BY_DEFAULT - {Area.TRANSPORTS}).rung("p2p-off")
+
+
+def test_the_admins_own_rungs_have_their_own_names_and_no_others() -> None:
+    own = Ladder(base=FOUR, own=(Remedy(name="mine"), Remedy(name="other")))
+    assert own.rung("mine+other").name == "mine+other"
+    with pytest.raises(ValueError, match="there is no rung"):
+        own.rung("p2p-off")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +127,7 @@ def test_pipeline_parallelism_keeps_p2p_off_and_leaves_out_fewer_gpus() -> None:
 def test_fewer_gpus_are_the_sizes_that_divide_the_heads(
     tensor_parallel: int, heads: Heads, sizes: tuple[int, ...]
 ) -> None:
-    assert fewer(tensor_parallel, heads) == sizes
+    assert smaller(tensor_parallel, heads) == sizes
 
 
 @pytest.mark.parametrize(
@@ -123,38 +146,3 @@ def test_heads_are_split_evenly_and_key_value_heads_may_be_repeated(
     tensor_parallel: int, heads: Heads, accepted: bool
 ) -> None:
     assert splits(tensor_parallel, heads) is accepted
-
-
-def test_the_admins_own_rungs_are_cumulative_in_the_order_written() -> None:
-    rungs = from_config(
-        launch(4),
-        [
-            CustomRung(name="eager", args=("--enforce-eager",)),
-            CustomRung(name="quiet", env={"NCCL_P2P_DISABLE": "1"}, utilisation=0.7),
-            CustomRung(name="half", gpus=2),
-        ],
-    )
-    assert names(rungs) == ["base", "eager", "quiet", "half"]
-    assert rungs[3].launch == Launch(
-        gpus=("GPU-0", "GPU-1"),
-        tensor_parallel=2,
-        utilisation=0.7,
-        env={"NCCL_P2P_DISABLE": "1"},
-        args=("--enforce-eager",),
-    )
-    assert {rung.kind for rung in rungs[1:]} == {Kind.CUSTOM}
-
-
-def test_the_next_rung_is_the_first_below_that_cures() -> None:
-    rungs = built_in(launch(2), SEVENTY, step=0.05, floor=0.85)
-    assert next_rung(rungs, 0, frozenset({Kind.TRANSPORT, Kind.MEMORY, Kind.GPUS})) == 1
-    assert next_rung(rungs, 0, frozenset({Kind.MEMORY})) == 2
-    assert next_rung(rungs, 0, frozenset({Kind.GPUS})) == 3
-    assert next_rung(rungs, 2, frozenset({Kind.MEMORY})) is None
-    assert next_rung(rungs, 0, frozenset()) is None
-    assert next_rung(rungs, 3, frozenset(Kind)) is None
-
-
-def test_the_admins_own_rungs_may_cure_anything() -> None:
-    rungs = from_config(launch(2), [CustomRung(name="mine", gpus=1)])
-    assert next_rung(rungs, 0, frozenset({Kind.MEMORY})) == 1

@@ -5,6 +5,7 @@ import pytest
 from mgpu_llm.core.launch import WITHHELD, Launch, Server, argv, differences, environment, shown, with_changes
 from tests.core.world import BASE, ON_CPU
 
+ONE_GPU = with_changes(BASE, gpus=("GPU-a",), tensor_parallel=1)
 SERVER = Server(command=("/opt/vllm/bin/vllm", "serve"), model="/models/m7b", served_name="m7b")
 
 
@@ -53,8 +54,12 @@ def test_the_environment_of_the_launch_overrides_the_inherited_one() -> None:
         (with_changes(BASE, args=("--a",)), with_changes(BASE, args=("--b",)), ("--b",)),
         (BASE, with_changes(BASE, utilisation=0.85), ("--gpu-memory-utilization 0.9 -> 0.85",)),
         (ON_CPU, with_changes(ON_CPU, utilisation=0.5), ("--gpu-memory-utilization default -> 0.5",)),
-        (BASE, with_changes(BASE, gpu_count=1), ("GPUs GPU-a,GPU-b -> GPU-a", "--tensor-parallel-size 2 -> 1")),
-        (ON_CPU, with_changes(ON_CPU, gpu_count=1), ("--tensor-parallel-size 2 -> 1",)),
+        (
+            BASE,
+            ONE_GPU,
+            ("GPUs GPU-a,GPU-b -> GPU-a", "--tensor-parallel-size 2 -> 1"),
+        ),
+        (ON_CPU, with_changes(ON_CPU, tensor_parallel=1), ("--tensor-parallel-size 2 -> 1",)),
         (ON_CPU, BASE, ("--gpu-memory-utilization default -> 0.9", "GPUs  -> GPU-a,GPU-b")),
     ],
 )

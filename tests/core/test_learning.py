@@ -10,6 +10,8 @@ from mgpu_llm.core import stall
 from mgpu_llm.core.effects import RememberStart
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.history import PastStart
+from mgpu_llm.core.ladder import BASE
+from mgpu_llm.core.launch import Server
 from mgpu_llm.core.stall import DEFAULT_PATIENCE_S, LONGEST_LEARNT_S
 from mgpu_llm.core.states import Policy, Starting
 from tests.core.looks import CONFIRMED_S, working
@@ -94,7 +96,8 @@ def test_an_engine_that_says_nothing_known_gets_the_longest_patience_that_was_le
 
 
 def test_a_start_that_comes_to_service_leaves_how_long_its_phases_took_and_how_quiet_they_were() -> None:
-    world = World(policy=policy(ON_CPU, keys=("key-of-base",))).start().look()
+    known = policy(ON_CPU, server=Server(command=("vllm", "serve"), model="/m"))
+    world = World(policy=known).start().look()
     world.watch(2.0, lambda passed_s: world.look(worker(major_faults=int(passed_s * 100))))
     world.say(NCCL).watch(3.0)
     world.say(ASSIGNED).watch(1.0)
@@ -102,7 +105,7 @@ def test_a_start_that_comes_to_service_leaves_how_long_its_phases_took_and_how_q
     world.say(UP).watch(0.5)
     world.serve()
     (remembered,) = world.all(RememberStart)
-    assert remembered.launch == "key-of-base"
+    assert remembered.launch == known.history_key(BASE)
     assert remembered.duration_s == 7.5
     assert remembered.phase_s == {"boot": 2.0, "distributed-init": 3.0, "weights": 2.0, "api": 0.5}
     assert sum(remembered.phase_s.values()) == remembered.duration_s

@@ -9,13 +9,15 @@ import pytest
 from mgpu_llm.core import outlook, report
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.history import PastStart
+from mgpu_llm.core.ladder import BASE as BASE_RUNG
+from mgpu_llm.core.launch import Server
 from mgpu_llm.core.progress import Progress, begin
 from mgpu_llm.core.states import Policy, Run, Starting
 from mgpu_llm.core.status import Count, PhaseStatus
 from mgpu_llm.core.suspicion import Finding, Suspicion
 from mgpu_llm.core.weights import Loading
 from tests.core.looks import unanswered
-from tests.core.world import BASE, loading, policy
+from tests.core.world import BASE, ON_CPU, P2P_OFF, loading, policy
 
 TOTAL = 104_000_000_000
 #: 38 % in, 120 MB/s: 537 s to go.
@@ -38,7 +40,9 @@ PAST = PastStart(
     quiet_s={"weights": 7.0},
 )
 UNKNOWN = policy()
-KNOWN = policy(BASE, keys=("k",), past=(PAST,))
+SERVER = Server(command=("vllm", "serve"), model="/m")
+KNOWN = policy(BASE, server=SERVER)
+KNOWN = replace(KNOWN, past=(replace(PAST, launch=KNOWN.history_key(BASE_RUNG)),))
 
 
 def starting(heart: Progress, **changes: object) -> Starting:
@@ -134,7 +138,7 @@ def test_a_phase_that_the_last_start_passed_over_is_expected_to_take_no_time() -
     assert of(heart, KNOWN).left_s == pytest.approx(170.0)
 
 
-@pytest.mark.parametrize("known", [policy(BASE, keys=("other",), past=(PAST,)), policy(BASE, past=(PAST,)), UNKNOWN])
+@pytest.mark.parametrize("known", [replace(KNOWN, ladder=policy(ON_CPU).ladder), policy(BASE, past=(PAST,)), UNKNOWN])
 def test_a_start_of_another_launch_says_nothing_about_this_one(known: Policy) -> None:
     told = of(replace(WEIGHTS, weights=None), known)
     assert told.left_s is None
@@ -142,10 +146,10 @@ def test_a_start_of_another_launch_says_nothing_about_this_one(known: Policy) ->
 
 
 def test_the_last_start_of_the_rung_it_runs_on_counts() -> None:
-    known = policy(BASE, keys=("base", "k"), past=(PAST,))
+    known = replace(KNOWN, past=(replace(PAST, launch=KNOWN.history_key(P2P_OFF)),))
     heart = replace(WEIGHTS, weights=None)
     assert outlook.of(starting(heart), known, 200.0).left_s is None
-    assert outlook.of(starting(heart, run=Run(attempt=2, rung=1)), known, 200.0).left_s is not None
+    assert outlook.of(starting(heart, run=Run(attempt=2, rung=P2P_OFF)), known, 200.0).left_s is not None
 
 
 # -- the phases ------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.effects import Announce
 from mgpu_llm.core.events import Stack
 from mgpu_llm.core.history import PastStart
+from mgpu_llm.core.ladder import Rung
 from mgpu_llm.core.states import Fail, Killing, Policy, Starting, Try
 from tests.core.loads import LOADS, Move, Told, many
 from tests.core.looks import still, unanswered, working
@@ -73,22 +74,22 @@ def test_no_order_of_events_is_a_stall_before_the_patience_has_passed_since_the_
         world.tell([move])
         if not isinstance(world.state, Starting):
             assert isinstance(world.state, Killing)
-            has_gpus, failed = judged_by.rungs[0].launch.gpus is not None, bool(before.clue.cause)
+            has_gpus, failed = judged_by.ladder.base.gpus is not None, bool(before.clue.cause)
             around = stall.Circumstances(has_gpus=has_gpus, failed=failed)
             patience_s = stall.patience_now(before.progress, judged_by.allowed, around)
             assert world.at - world.moved_at >= needed_s(world, patience_s, failed=failed)
             return
 
 
-def decision_in_words(world: Told, rung: int) -> str | None:
+def decision_in_words(world: Told, rung: Rung) -> str | None:
     """What the live supervisor does next, as a report tells it."""
     if not isinstance(world.state, Killing):
         return None
     match world.state.then:
-        case Try(rung=lower, delay_s=delay_s) if lower == rung:
-            return f"try again on rung {world.policy.rungs[lower].name} after {delay_s:g} s"
-        case Try(rung=lower):
-            return f"step down to rung {world.policy.rungs[lower].name}"
+        case Try(rung=then, delay_s=delay_s) if then == rung:
+            return f"try again on rung {then.name} after {round(delay_s, 1):g} s"
+        case Try(rung=then):
+            return f"step to rung {then.name}"
         case Fail(status=status):
             return f"give up (exit status {status})"
         case _:

@@ -7,14 +7,33 @@ from dataclasses import replace
 
 import pytest
 
-from mgpu_llm.core import recording, replay
+from mgpu_llm.core import recorded_policy, recording, remedies
+from mgpu_llm.core.diagnosis import Clue, of_exit
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.history import PastStart
+from mgpu_llm.core.ladder import BASE as BASE_RUNG
+from mgpu_llm.core.ladder import Ladder, Nvlink
+from mgpu_llm.core.launch import Launch
+from mgpu_llm.core.recorded_policy import policy_of
 from mgpu_llm.core.recording import Recording, RecordingError, Row, cut, note
-from mgpu_llm.core.replay import Suspected, judge, policy_of
+from mgpu_llm.core.remedies import Area, Remedy
+from mgpu_llm.core.replay import Suspected, judge, to_json
 from mgpu_llm.core.stall import DEFAULT_PATIENCE_S
 from mgpu_llm.core.states import Policy, Run
-from tests.core.world import BAD_FLAG, BANNER, BASE, NCCL, NOT_FREE, ON_CPU, OUT_OF_MEMORY, UP, policy
+from tests.core.world import (
+    BAD_FLAG,
+    BANNER,
+    BASE,
+    NCCL,
+    NOT_FREE,
+    ON_CPU,
+    OUT_OF_MEMORY,
+    P2P_OFF,
+    UP,
+    failed,
+    policy,
+    rungs,
+)
 
 
 def said(t: float, text: str) -> Row:
@@ -44,7 +63,7 @@ def recorded(*rows: Row, header: Row | None = None) -> Recording:
 
 def header(policy: Policy, run: Run, **changes: object) -> Row:
     """As it comes back from a file, with `changes`."""
-    row: Row = json.loads(json.dumps(replay.recorded_header(policy, run)))
+    row: Row = json.loads(json.dumps(recorded_policy.header(policy, run)))
     return {**row, **changes}
 
 
@@ -72,7 +91,7 @@ def test_a_hang_is_stalled_with_what_would_have_been_done() -> None:
     )
     assert report.verdict_at == report.ended_at == 17.0
     assert report.last_progress_at == 1.0
-    assert report.decision == "step down to rung p2p-off"
+    assert report.decision == "step to rung p2p-off"
     assert report.summary == "stalled in distributed-init: nothing moved for 16 s"
     assert "NCCL" in report.advice
     assert any("no answer within 7 s" in word for word in report.evidence)
@@ -136,7 +155,7 @@ def test_a_broken_row_is_refused() -> None:
 
 def test_a_report_is_one_json_document_with_times_in_milliseconds() -> None:
     report = replace(judge(recorded(*HUNG)), last_progress_at=1.00049)
-    document = json.loads(json.dumps(replay.to_json(report)))
+    document = json.loads(json.dumps(to_json(report)))
     assert document["last_progress_at"] == 1.0
     assert document["verdict_at"] == 17.0
     assert document["phases"][0] == {
@@ -148,18 +167,30 @@ def test_a_report_is_one_json_document_with_times_in_milliseconds() -> None:
 # -- without a header ------------------------------------------------------------------------------------------------
 
 
-def test_without_a_header_the_built_in_ladder_is_for_as_many_gpus_as_were_seen() -> None:
+def test_without_a_header_the_ladder_is_for_as_many_gpus_as_were_seen() -> None:
     gpus = {"t": 1.0, "kind": "sample", "gpus": [{"mem": 1}, {"mem": 1}, {"mem": 1}, {"mem": 1}]}
-    assert [rung.name for rung in policy_of(recorded(gpus)).rungs][:2] == ["base", "p2p-off"]
-    assert policy_of(recorded(gpus)).rungs[0].launch.tensor_parallel == 4
+    seen = policy_of(recorded(gpus))
+    assert [rung.name for rung in rungs(seen)][:2] == ["base", "p2p-off"]
+    assert (seen.ladder.base.tensor_parallel, seen.ladder.sizes) == (4, (2, 1))
     unseen = {"t": 1.0, "kind": "unobserved", "why": "x"}
-    assert policy_of(recorded(unseen)).rungs[0].launch.gpus is not None
-    assert policy_of(recorded(*BOOTED)).rungs[0].launch.gpus is None
+    assert policy_of(recorded(unseen)).ladder.base.gpus is not None
+    assert policy_of(recorded(*BOOTED)).ladder.base.gpus is None
+
+
+def test_the_ladder_of_an_older_daemon_says_whether_there_were_gpus_and_how_many() -> None:
+    old = note(
+        0.0, "attempt", attempt=2, rung="p2p-off", tp=4, rungs=[["base", "base", True], ["p2p-off", "transport", True]]
+    )
+    ladder = policy_of(recorded(*BOOTED, header=old)).ladder
+    assert ladder.base == Launch(gpus=("0", "1", "2", "3"), tensor_parallel=4, utilisation=0.9)
+    assert judge(recorded(*HUNG, header=old)).decision == "step to rung p2p-off+tp-2"
 
 
 def test_without_a_header_patience_and_the_rest_are_the_defaults() -> None:
     judged, default = policy_of(recorded(*BOOTED)), policy(ON_CPU)
-    assert replace(judged, rungs=(), learn_factor=5.0) == replace(default, rungs=(), incidents="", utc_s=0.0)
+    same = replace(judged, ladder=default.ladder, learn_factor=5.0)
+    assert same == replace(default, incidents="", utc_s=0.0)
+    assert judged.ladder == replace(default.ladder, floor=0.7)
 
 
 def test_gpus_that_were_never_seen_lengthen_the_patience() -> None:
@@ -177,29 +208,46 @@ MADE_SO = policy(
     BASE,
     past=(TAUGHT,),
     attempts=7,
+    tries_per_cause=6,
     crashes_per_rung=3,
+    backoff_jitter=0.5,
+    seed=11,
     backoff_s=1.5,
     backoff_ceiling_s=9.0,
     weights_bytes=15_200_000_000,
 )
-RUN = Run(attempt=5, rung=1, tries=4, tries_on_rung=2)
+LADDER = header(MADE_SO, Run())["ladder"]
+CRASH = of_exit(1, Phase.BOOT, Clue(), retries=2)
+RUN = Run(attempt=5, rung=P2P_OFF, tries=4, ended=failed(CRASH, BASE_RUNG, BASE_RUNG, P2P_OFF))
+
+
+TRIED = replace(RUN, trial=P2P_OFF, rung=BASE_RUNG)
+DYING = replace(RUN, deaths=2)
 
 
 def test_the_policy_of_a_header_judges_as_the_policy_it_was_made_of() -> None:
     given = policy_of(recorded(*BOOTED, header=header(MADE_SO, RUN)))
     assert given.allowed == MADE_SO.allowed
     assert given.allowed[Phase.DISTRIBUTED_INIT] == 30.0
-    for name in ("attempts", "crashes_per_rung", "backoff_s", "backoff_ceiling_s", "weights_bytes", "look_at_stacks"):
+    numbers = (
+        "attempts",
+        "tries_per_cause",
+        "crashes_per_rung",
+        "backoff_s",
+        "backoff_ceiling_s",
+        "backoff_jitter",
+        "seed",
+    )
+    for name in (*numbers, "weights_bytes", "look_at_stacks"):
         assert getattr(given, name) == getattr(MADE_SO, name), name
-    assert [(rung.name, rung.kind) for rung in given.rungs] == [(rung.name, rung.kind) for rung in MADE_SO.rungs]
-    assert {rung.launch.gpus is None for rung in given.rungs} == {False}
-    again = header(given, RUN, tp=2)
+    assert given.ladder == MADE_SO.ladder
+    again = header(given, RUN)
     assert again == header(MADE_SO, RUN), "and so on, for ever"
 
 
 @pytest.mark.parametrize("made_so", [MADE_SO, policy(ON_CPU), policy(BASE, look_at_stacks=False), policy(attempts=4)])
 @pytest.mark.parametrize("rows", [HUNG, [*BOOTED, said(2.0, OUT_OF_MEMORY), note(3.0, "exit", rc=1)], [*BOOTED, note(3.0, "exit", rc=1)]])  # fmt: skip # noqa: E501
-@pytest.mark.parametrize("run", [RUN, Run(attempt=1, tries=1, tries_on_rung=1)])
+@pytest.mark.parametrize("run", [RUN, Run(attempt=1, tries=1), TRIED, DYING])
 def test_a_recording_with_a_header_is_judged_as_its_policy_judges_it(
     made_so: Policy, rows: list[Row], run: Run
 ) -> None:
@@ -208,13 +256,36 @@ def test_a_recording_with_a_header_is_judged_as_its_policy_judges_it(
 
 
 def test_a_header_says_on_which_rung_and_in_which_try_it_was() -> None:
-    crashed = [*BOOTED, note(3.0, "exit", rc=1)]
-    first = judge(recorded(*crashed, header=header(MADE_SO, replace(RUN, tries_on_rung=1))))
+    crashed, steady = [*BOOTED, note(3.0, "exit", rc=1)], replace(MADE_SO, backoff_jitter=0.0)
+    first = judge(recorded(*crashed, header=header(steady, replace(RUN, ended=RUN.ended[:2], tries=3))))
     assert first.decision == "try again on rung p2p-off after 1.5 s"
-    third = judge(recorded(*crashed, header=header(MADE_SO, replace(RUN, tries_on_rung=3))))
-    assert third.decision == "step down to rung utilisation-0.85"
-    last = judge(recorded(*crashed, header=header(MADE_SO, replace(RUN, tries=7))))
+    twice = replace(RUN, ended=failed(CRASH, BASE_RUNG, P2P_OFF), tries=3)
+    second = judge(recorded(*crashed, header=header(steady, twice)))
+    assert second.decision == "try again on rung p2p-off after 3 s"
+    assert judge(recorded(*crashed, header=header(steady, RUN))).decision == "step to rung p2p-off+utilisation-0.85"
+    last = judge(recorded(*crashed, header=header(steady, replace(RUN, tries=7))))
     assert last.decision == "give up (exit status 69)"
+    tried = replace(RUN, trial=P2P_OFF, rung=BASE_RUNG)
+    assert (
+        judge(recorded(*crashed, header=header(steady, tried))).decision
+        == "go back to rung p2p-off, which served before"
+    )
+
+
+@pytest.mark.parametrize(
+    "ladder",
+    [
+        Ladder(base=ON_CPU, sizes=(1,), areas=frozenset(), one_host=False),
+        Ladder(
+            base=remedies.P2P_OFF.over(BASE), spares=("2", "3"), context=4096, nvlink=Nvlink.SOME, pipeline_parallel=2
+        ),
+        Ladder(base=BASE, own=(Remedy(name="mine"), Remedy(name="other")), step=0.1, floor=0.2, ceiling=0.9),
+        Ladder(base=BASE, areas=frozenset(Area)),
+    ],
+)
+def test_every_part_of_a_ladder_comes_back_from_the_header(ladder: Ladder) -> None:
+    made_so = policy(ladder=ladder)
+    assert policy_of(recorded(*BOOTED, header=header(made_so, Run()))).ladder == ladder
 
 
 def test_stacks_that_were_switched_off_are_not_asked_for_again() -> None:
@@ -237,9 +308,9 @@ def test_a_header_of_an_older_daemon_leaves_the_rest_to_the_defaults() -> None:
 
 
 def test_a_policy_that_does_not_know_the_rung_judges_it_as_its_base() -> None:
-    other = recorded(*HUNG, header=header(MADE_SO, replace(RUN, rung=4)))
-    short = replace(MADE_SO, rungs=MADE_SO.rungs[:2], past=())
-    assert judge(other, short).decision == "step down to rung p2p-off"
+    other = recorded(*HUNG, header=header(MADE_SO, RUN))
+    mine = replace(MADE_SO, ladder=Ladder(base=BASE, own=(Remedy(name="mine"),)), past=())
+    assert judge(other, mine).decision == "step to rung mine"
 
 
 @pytest.mark.parametrize(
@@ -247,13 +318,15 @@ def test_a_policy_that_does_not_know_the_rung_judges_it_as_its_base() -> None:
     [
         ({"format": 2}, "it has format 2, and this version knows 1"),
         ({"format": None}, "it has format None, and this version knows 1"),
-        ({"rung": "nowhere"}, "its rung is none of its rungs"),
-        ({"rung": None}, "its rung is none of its rungs"),
-        ({"rungs": 5}, "'int' object is not iterable"),
-        ({"rungs": [[]]}, "list index out of range"),
-        ({"rungs": [["p2p-off", "base"]]}, "not enough values to unpack (expected 3, got 2)"),
-        ({"rungs": [["p2p-off", "of-no-kind", True]]}, "'of-no-kind' is not a valid Kind"),
-        ({"tp": "x"}, "invalid literal for int() with base 10: 'x'"),
+        ({"rung": "nowhere"}, 'there is no rung "nowhere"'),
+        ({"rung": None}, "'NoneType' object has no attribute 'split'"),
+        ({"ladder": 5}, "'int' object is not subscriptable"),
+        ({"ladder": {**LADDER, "steps": [0.0, 0.7, 0.95]}}, "a step of the utilisation is no fraction"),
+        ({"ladder": {**LADDER, "may_change": ["all"]}}, "'all' is not a valid Area"),
+        ({"ladder": {**LADDER, "has": ["x"]}}, "'x'"),
+        ({"ladder": None, "tp": 10**9}, "tp is no number of ranks"),
+        ({"failed": [{"rung": "base"}]}, "'cause'"),
+        ({"ladder": None, "tp": "x"}, "invalid literal for int() with base 10: 'x'"),
         ({"patience": {"boot": "x"}}, "could not convert string to float: 'x'"),
         ({"patience": {"boot": float("nan")}}, "a patience is no time in seconds"),
         ({"patience": {"boot": float("inf")}}, "a patience is no time in seconds"),
@@ -261,13 +334,12 @@ def test_a_policy_that_does_not_know_the_rung_judges_it_as_its_base() -> None:
         ({"patience": 5}, "'int' object has no attribute 'get'"),
         ({"attempts": None}, "int() argument must be a string, a bytes-like object or a real number, not 'NoneType'"),
         ({"attempts": float("inf")}, "cannot convert float infinity to integer"),
-        ({"backoff": [1.0]}, "not enough values to unpack (expected 2, got 1)"),
-        ({"backoff": 5}, "cannot unpack non-iterable int object"),
+        ({"backoff": 5}, "Value after * must be an iterable, not int"),
         ({"weights_bytes": "x"}, "invalid literal for int() with base 10: 'x'"),
         ({"weights_bytes": 10**400}, "it has more than 64 bits"),
         ({"attempt": "x"}, "invalid literal for int() with base 10: 'x'"),
         ({"tries": None}, "int() argument must be a string, a bytes-like object or a real number, not 'NoneType'"),
-        ({"tries_on_rung": float("inf")}, "cannot convert float infinity to integer"),
+        ({"deaths": float("inf")}, "cannot convert float infinity to integer"),
     ],
 )
 def test_a_broken_header_is_refused_in_one_line(changes: dict[str, object], why: str) -> None:
@@ -277,6 +349,6 @@ def test_a_broken_header_is_refused_in_one_line(changes: dict[str, object], why:
 
 
 def test_a_header_is_the_first_row_and_has_no_time_of_its_own() -> None:
-    row = replay.recorded_header(MADE_SO, RUN)
+    row = recorded_policy.header(MADE_SO, RUN)
     assert (row["t"], row["kind"], row["what"], row["format"]) == (0.0, "note", "attempt", recording.FORMAT)
-    assert (row["attempt"], row["rung"], row["tp"]) == (5, "p2p-off", 2)
+    assert (row["attempt"], row["rung"], row["ladder"]["tp"]) == (5, "p2p-off", 2)

@@ -11,6 +11,7 @@ from mgpu_llm import control_api
 from mgpu_llm.core import report
 from mgpu_llm.core.diagnosis import Clue, Diagnosis
 from mgpu_llm.core.engine_log import Phase
+from mgpu_llm.core.ladder import BASE
 from mgpu_llm.core.progress import begin
 from mgpu_llm.core.report import Identity
 from mgpu_llm.core.stall import DEFAULT_PATIENCE_S, FAILED_PATIENCE_S
@@ -29,7 +30,7 @@ from mgpu_llm.core.states import (
     Terminating,
 )
 from mgpu_llm.core.status import Count, GpuStatus, Status
-from tests.core.world import NOT_FREE, ON_CPU, World, gpu, loading, policy, serving
+from tests.core.world import NOT_FREE, ON_CPU, P2P_OFF, World, gpu, loading, policy, serving
 
 POLICY = policy()
 PATIENCE_S = DEFAULT_PATIENCE_S[Phase.WEIGHTS]
@@ -44,16 +45,16 @@ STALL = Diagnosis(
 PAST = (
     Ended(
         number=1,
-        rung="base",
+        rung=BASE,
         outcome="stalled",
         phase="distributed-init",
         ended_at=90.0,
         duration_s=80.0,
         diagnosis=STALL,
     ),
-    Ended(number=2, rung="p2p-off", outcome="stopped", phase="boot", ended_at=95.0, duration_s=4.0, diagnosis=None),
+    Ended(number=2, rung=P2P_OFF, outcome="stopped", phase="boot", ended_at=95.0, duration_s=4.0, diagnosis=None),
 )
-RUN = Run(attempt=3, rung=1, tries=2, tries_on_rung=1, ended=PAST, lines_dropped=12)
+RUN = Run(attempt=3, rung=P2P_OFF, tries=2, ended=PAST, lines_dropped=12)
 HEART = replace(
     begin(100.0),
     phase=Phase.WEIGHTS,
@@ -88,7 +89,7 @@ def told(state: State, at: float = 200.0) -> Status:
             "starting",
             "loading: boot, 1 s, attempt 1 on rung base",
         ),
-        (replace(READY, run=replace(RUN, rung=0)), "ready", "ready: attempt 3 on rung base"),
+        (replace(READY, run=replace(RUN, rung=BASE)), "ready", "ready: attempt 3 on rung base"),
         (
             Terminating(run=RUN, deadline=220.0, then=Rest(final=True), why="stopped by systemd"),
             "terminating",
@@ -100,11 +101,11 @@ def told(state: State, at: float = 200.0) -> Status:
             "ending attempt 3 on rung p2p-off: stalled in distributed-init: nothing moved for 15 s",
         ),
         (
-            Backoff(run=RUN, rung=1, until=204.0),
+            Backoff(run=RUN, rung=P2P_OFF, until=204.0),
             "backoff",
             "waiting 4 s before attempt 4; the last one: stalled in distributed-init: nothing moved for 15 s",
         ),
-        (Backoff(run=Run(attempt=1), rung=0, until=100.0), "backoff", "waiting 0 s before attempt 2"),
+        (Backoff(run=Run(attempt=1), rung=BASE, until=100.0), "backoff", "waiting 0 s before attempt 2"),
         (Failed(run=RUN, status=69, message="gave up: no rung left"), "failed", "gave up: no rung left"),
     ],
 )
@@ -119,8 +120,8 @@ def test_degraded_says_which_rung_and_what_it_costs() -> None:
     assert status.headline.startswith("ready, degraded: rung p2p-off (GPUs talk through host memory")
     assert status.headline.endswith(", attempt 3")
     assert status.changes == ("NCCL_P2P_DISABLE=1", "--disable-custom-all-reduce")
-    assert status.cost == POLICY.rungs[1].cost
-    assert not told(replace(READY, run=replace(RUN, rung=0))).degraded
+    assert status.cost == P2P_OFF.cost
+    assert not told(replace(READY, run=replace(RUN, rung=BASE))).degraded
     assert not told(STARTING).degraded
 
 
@@ -157,12 +158,16 @@ def test_a_serving_engine_is_not_measured_for_quiet() -> None:
 
 
 def test_without_an_engine_there_is_nothing_to_show_of_one() -> None:
-    for state in (Stopped(run=RUN), Backoff(run=RUN, rung=1, until=204.0), Failed(run=RUN, status=69, message="m")):
+    for state in (
+        Stopped(run=RUN),
+        Backoff(run=RUN, rung=P2P_OFF, until=204.0),
+        Failed(run=RUN, status=69, message="m"),
+    ):
         status = told(state)
         assert (status.pid, status.shards, status.gpus, status.processes, status.phase) == (None, None, (), 0, "")
     assert told(Stopped(run=RUN)).changes == ()
-    assert told(Backoff(run=RUN, rung=1, until=204.5)).retry_in_s == 4.5
-    assert told(Backoff(run=RUN, rung=1, until=1.0)).retry_in_s == 0.0
+    assert told(Backoff(run=RUN, rung=P2P_OFF, until=204.5)).retry_in_s == 4.5
+    assert told(Backoff(run=RUN, rung=P2P_OFF, until=1.0)).retry_in_s == 0.0
 
 
 def test_attempts_are_told_with_their_cause_advice_and_evidence_and_the_running_one_comes_last() -> None:
@@ -178,7 +183,8 @@ def test_attempts_are_told_with_their_cause_advice_and_evidence_and_the_running_
 def test_the_ladder_shows_what_was_tried_what_runs_and_what_comes() -> None:
     rungs = report.ladder(READY, POLICY)
     assert [(rung.name, rung.standing) for rung in rungs] == [
-        ("base", "tried"), ("p2p-off", "current"), ("utilisation-0.85", "next"), ("utilisation-0.80", "later"), ("tp-1", "later")
+        ("base", "tried"), ("p2p-off", "current"), ("p2p-off+utilisation-0.85", "next"), ("p2p-off+utilisation-0.80", "later"),
+        ("p2p-off+utilisation-0.80+tp-1", "later"),
     ]  # fmt: skip
     assert rungs[0].changes == ()
     assert rungs[-1].changes == (

@@ -8,7 +8,8 @@ import pytest
 
 from mgpu_llm.core import signatures
 from mgpu_llm.core.engine_log import Phase
-from mgpu_llm.core.signatures import Gpus, Group, Kind, Role, SignatureError, Want, Where, parse
+from mgpu_llm.core.remedies import Want
+from mgpu_llm.core.signatures import Gpus, Group, Kind, Role, SignatureError, Where, parse
 
 TABLE = signatures.load()
 WORDS = """

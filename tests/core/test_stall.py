@@ -40,6 +40,11 @@ LONGEST_S = max(DEFAULT_PATIENCE_S.values())
 # -- patience ----------------------------------------------------------------------------------------------------------
 
 
+NO_KERNEL = (
+    "(Worker pid=9) ERROR 11-22 10:00:00 [x.py:1] RuntimeError: CUDA error: no kernel image is available for execution"
+)
+
+
 def test_an_engine_that_prints_nothing_known_gets_the_longest_patience() -> None:
     silent = World().start().look()
     assert seconds_to_the_verdict(silent) == pytest.approx(LONGEST_S + CONFIRMED_S, abs=1.0)
@@ -190,9 +195,9 @@ def test_a_silence_after_a_named_cause_is_diagnosed_by_the_cause() -> None:
 
 
 def test_a_silence_after_a_hopeless_cause_is_a_stall_and_goes_down_the_ladder() -> None:
-    world = compiling().say(NO_KV_MEMORY).watch(60.0)
+    world = compiling().say(NO_KERNEL).watch(60.0)
     assert world.last_diagnosis.cause == "stalled-in-compile"
-    assert any("No available memory for the cache blocks" in seen for seen in world.last_diagnosis.evidence)
+    assert any("no kernel image" in seen for seen in world.last_diagnosis.evidence)
     assert world.gone().rung == "p2p-off"
     assert world.exit is None
 

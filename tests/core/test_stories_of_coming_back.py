@@ -42,7 +42,7 @@ def degraded_and_dying() -> World:
 
 
 @pytest.mark.parametrize("ask", ASKS)
-def test_a_request_before_a_stopped_engine_has_ended_brings_it_back_on_base_with_fresh_counts(
+def test_a_request_before_a_stopped_engine_has_ended_brings_it_back_where_it_served_with_fresh_counts(
     ask: Callable[[float], Event],
 ) -> None:
     world = degraded_and_dying()
@@ -54,24 +54,24 @@ def test_a_request_before_a_stopped_engine_has_ended_brings_it_back_on_base_with
     assert isinstance(world.state, Killing)
     world.gone()
     assert isinstance(world.state, Starting)
-    assert (world.rung, world.attempt) == ("base", before + 1)
-    assert (world.state.run.tries, world.state.run.tries_on_rung, world.state.run.deaths) == (1, 1, 0)
+    assert (world.rung, world.attempt) == ("p2p-off", before + 1)
+    assert (world.state.run.tries, world.state.run.deaths) == (1, 0)
 
 
 @pytest.mark.parametrize("ask", ASKS)
-def test_a_request_while_a_stopped_load_is_killed_brings_it_back_on_base_with_fresh_counts(
+def test_a_request_while_a_stopped_load_is_killed_brings_it_back_where_it_served_with_fresh_counts(
     ask: Callable[[float], Event],
 ) -> None:
     world = degraded_and_dying().exits(0).gone()
-    assert world.rung == "utilisation-0.85"
+    assert world.rung == "p2p-off+utilisation-0.85"
     assert world.state.run.tries == 1
     world.stop()
     assert isinstance(world.state, Killing)
     assert world.send(ask(world.at)) == ()
     world.gone()
     assert isinstance(world.state, Starting)
-    assert world.rung == "base"
-    assert (world.state.run.tries, world.state.run.tries_on_rung, world.state.run.deaths) == (1, 1, 0)
+    assert world.rung == "p2p-off"
+    assert (world.state.run.tries, world.state.run.deaths) == (1, 0)
 
 
 @pytest.mark.parametrize("ask", ASKS)
@@ -83,8 +83,8 @@ def test_a_request_after_a_stop_of_a_failed_engine_forgets_its_failure_too(ask: 
     assert world.send(ask(world.at)) == ()
     world.gone()
     assert isinstance(world.state, Starting)
-    assert world.rung == "base"
-    assert (world.state.run.tries, world.state.run.tries_on_rung, world.state.run.deaths) == (1, 1, 0)
+    assert world.rung == "p2p-off"
+    assert (world.state.run.tries, world.state.run.deaths) == (1, 0)
 
 
 @pytest.mark.parametrize("ask", ASKS)
@@ -118,7 +118,7 @@ def test_restarts_by_hand_do_not_use_up_the_attempts() -> None:
         world.send(RestartRequested(at=world.at, by="mgpuctl"))
         world.gone()
         assert isinstance(world.state, Starting)
-        assert (world.state.run.tries, world.state.run.tries_on_rung) == (1, 1)
+        assert world.state.run.tries == 1
     world.say(WORLD_SIZE, NCCL).look().watch(60.0).gone()
     assert world.rung == "p2p-off"
     assert world.exit is None
@@ -127,7 +127,7 @@ def test_restarts_by_hand_do_not_use_up_the_attempts() -> None:
 def test_a_request_during_a_backoff_makes_the_counts_fresh() -> None:
     world = loading(attempts=2).say(NOT_FREE).exits(1).gone()
     world.send(StartRequested(at=world.at))
-    assert (world.state.run.tries, world.state.run.tries_on_rung, world.attempt) == (1, 1, 2)
+    assert (world.state.run.tries, world.attempt) == (1, 2)
     world.spawn().say(NOT_FREE).exits(1).gone()
     assert isinstance(world.state, Backoff)
 

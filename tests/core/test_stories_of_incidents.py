@@ -76,8 +76,8 @@ def test_what_is_kept_says_when_which_attempt_why_and_what_is_done_next() -> Non
     world = stalled()
     (keep,) = world.all(KeepIncident)
     assert keep.incident == f"20261124T0016{int(world.at) - 960:02d}Z-a1-{keep.cause}"
-    assert (keep.rung, keep.phase, keep.decision) == ("base", "distributed-init", "step down to rung p2p-off")
-    assert keep.launch == world.policy.rungs[0].launch
+    assert (keep.rung, keep.phase, keep.decision) == ("base", "distributed-init", "step to rung p2p-off")
+    assert keep.launch == world.policy.ladder.base
     assert keep.duration_s == world.state.run.ended[0].duration_s
 
 

@@ -10,7 +10,6 @@ from mgpu_llm.core import recording
 from mgpu_llm.core.effects import KillEngine, NotifyReady, ProbeCompletion, ProbeHealth
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.events import CompletionProbed, Event, HealthProbed, StartRequested, Ticked
-from mgpu_llm.core.ladder import Kind
 from mgpu_llm.core.recording import Recording
 from mgpu_llm.core.states import Backoff, Killing, Ready, Starting
 from tests.core.looks import still, unanswered
@@ -106,11 +105,13 @@ def test_a_hang_that_spins_the_gpus_is_told_from_one_in_which_a_rank_waits_for_a
 @pytest.mark.parametrize("name", HANGS)
 def test_a_recorded_hang_is_answered_with_p2p_off_and_then_with_fewer_gpus(name: str) -> None:
     world = replay(load(name))
-    assert world.last_diagnosis.cures == {Kind.TRANSPORT, Kind.GPUS}
+    if name == "h200-tp2-rank-missing":
+        assert world.gone().rung == "loopback", "idle GPUs: the ranks do not find each other"
+        return
     assert world.gone().rung == "p2p-off"
     world.stacks = still
     world.say(NCCL).look().watch(60.0)
-    assert world.gone().rung == "tp-1"
+    assert world.gone().rung == "p2p-off+tp-1"
 
 
 def test_the_recorded_refusal_of_settings_is_an_exit_with_the_assertions_text() -> None:

@@ -104,7 +104,7 @@ def test_a_start_by_hand_forgets_the_failures_before_it_and_begins_on_the_base_r
     world.stop()
     assert (world.state.run.deaths, world.state.run.tries) == (1, 1)
     world.start()
-    assert (world.state.run.deaths, world.state.run.tries, world.state.run.tries_on_rung) == (0, 1, 1)
+    assert (world.state.run.deaths, world.state.run.tries) == (0, 1)
     assert (world.rung, world.attempt) == ("base", 3)
 
 

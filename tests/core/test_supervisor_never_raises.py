@@ -6,6 +6,7 @@ import pytest
 
 from mgpu_llm.core.events import Event
 from mgpu_llm.core.states import (
+    Anew,
     Fail,
     Killing,
     Rest,
@@ -19,7 +20,7 @@ from tests.core.everything import EVENTS, POLICY, STATES, check
 def test_the_states_and_events_tried_here_are_all_there_are() -> None:
     assert {type(state) for state in STATES} == set(get_args(State))
     assert {type(event) for event in EVENTS} == set(get_args(Event))
-    assert {type(state.then) for state in STATES if isinstance(state, Killing)} == {Try, Rest, Fail}
+    assert {type(state.then) for state in STATES if isinstance(state, Killing)} == {Try, Anew, Rest, Fail}
 
 
 @pytest.mark.parametrize("state", STATES, ids=lambda state: type(state).__name__)

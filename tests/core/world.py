@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from mgpu_llm.core import progress
+from mgpu_llm.core import progress, remedies
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.effects import (
     Announce,
@@ -43,16 +43,18 @@ from mgpu_llm.core.events import (
     StopRequested,
     Ticked,
 )
-from mgpu_llm.core.ladder import Heads, built_in
+from mgpu_llm.core.ladder import Heads, Ladder, Rung, smaller
 from mgpu_llm.core.launch import Launch
+from mgpu_llm.core.planning import plans
 from mgpu_llm.core.progress import Progress
-from mgpu_llm.core.states import Failed, Killing, Policy, Ready, Starting, State, Stopped
+from mgpu_llm.core.states import Ended, Failed, Killing, Policy, Ready, Starting, State, Stopped
 from mgpu_llm.core.supervisor import step
 from tests.core.looks import still
 
 EXIT_STATUSES: Final = frozenset({0, 65, 69})
 BASE: Final = Launch(gpus=("GPU-a", "GPU-b"), tensor_parallel=2, utilisation=0.9)
 ON_CPU: Final = Launch(gpus=None, tensor_parallel=2, utilisation=None)
+P2P_OFF: Final = Rung(remedies=(remedies.P2P_OFF,))
 #: What the wall clock said when the events' clock was at 0: 2026-11-24, 00:00 UTC.
 MIDNIGHT_S: Final = 1_795_478_400.0
 HEADS: Final = Heads(attention=28, key_value=4)
@@ -88,9 +90,30 @@ E = TypeVar("E", bound=Effect)
 
 
 def policy(launch: Launch = BASE, **changes: object) -> Policy:
-    """The default policy over the built-in ladder: base, p2p-off, utilisation-0.85 and -0.80, tp-1."""
-    rungs = built_in(launch, HEADS, step=0.05, floor=0.8)
-    return Policy(**{"rungs": rungs, "incidents": "/state/incidents", "utc_s": MIDNIGHT_S, **changes})  # type: ignore[arg-type]
+    """The default policy. What it tries where nobody knows the cause: base, p2p-off, utilisation-0.85 and -0.80, tp-1."""
+    ladder = Ladder(base=launch, sizes=smaller(launch.tensor_parallel, HEADS), floor=0.8)
+    return Policy(**{"ladder": ladder, "incidents": "/state/incidents", "utc_s": MIDNIGHT_S, **changes})  # type: ignore[arg-type]
+
+
+def rungs(policy: Policy) -> list[Rung]:
+    """What is tried where nobody knows the cause, the base first."""
+    return [planned.rung for planned in plans(policy)[0].rungs]
+
+
+def failed(found: Diagnosis, *on: Rung) -> tuple[Ended, ...]:
+    """Attempts that all failed so, one on each of these rungs."""
+    return tuple(
+        Ended(
+            number=number,
+            rung=rung,
+            outcome=found.outcome,
+            phase="boot",
+            ended_at=9.0,
+            duration_s=61.4,
+            diagnosis=found,
+        )
+        for number, rung in enumerate(on, start=1)
+    )
 
 
 def worker(pid: int = 1027, *, name: str = "VLLM::Worker_TP", cpu_s: float = 20.0, **changes: object) -> ProcessSample:
@@ -126,7 +149,7 @@ class World:
 
     @property
     def rung(self) -> str:
-        return self.policy.rungs[self.state.run.rung].name
+        return self.state.run.rung.name
 
     def send(self, event: Event) -> tuple[Effect, ...]:
         """Take one event, check the rules, and carry the books forward."""
@@ -201,7 +224,7 @@ class World:
     def look(self, *processes: ProcessSample, gpus: tuple[GpuSample, ...] = (gpu(), gpu("GPU-b"))) -> World:
         """One sample of the tree and of the GPUs."""
         self.send(ProcessesSampled(at=self.at, attempt=self.attempt, processes=processes or (worker(),)))
-        if gpus and self.policy.rungs[0].launch.gpus is not None:
+        if gpus and self.policy.ladder.base.gpus is not None:
             self.send(GpusSampled(at=self.at, attempt=self.attempt, gpus=gpus))
         return self
 

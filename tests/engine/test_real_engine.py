@@ -66,9 +66,10 @@ def test_a_healthy_load_is_left_alone_and_a_killed_worker_brings_the_engine_back
         second = daemon.wait_for(lambda status: status["attempt"] == 2 and status["state"] == "ready", START_S)
         assert complete(setup.url)
         assert daemon.stop(signal.SIGINT) == 0
-    # vLLM itself ends with exit code 0 when a worker dies while it serves.
+    # vLLM itself ends with exit code 0 when a worker dies while it serves, and names the signal only where it has it in time.
     died = second["attempts"][0]
-    assert (died["outcome"], died["cause"], second["rung"]) == ("died", "worker-killed", "base")
+    assert (died["outcome"], second["rung"]) == ("died", "base")
+    assert died["cause"] in ("worker-killed", "worker-died")
     assert "exit code 0" in died["summary"]
     assert processes_of(setup.runtime_dir) == []
     assert shared_memory() <= before

@@ -1,39 +1,290 @@
-"""What a cause wants, in terms of the ladder that there is."""
+"""Which remedy comes next, from what failed and why: what a cause wants, held against what there is and what is allowed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, islice, pairwise
 from typing import Final
 
-from mgpu_llm.core.ladder import Kind
-from mgpu_llm.core.signatures import Want
+from mgpu_llm.core import remedies
+from mgpu_llm.core.diagnosis import Diagnosis
+from mgpu_llm.core.ladder import Ladder, Nvlink, Rung
+from mgpu_llm.core.launch import Launch
+from mgpu_llm.core.remedies import SEEN_BY_CLIENTS, Area, Remedy, Want
 
-#: Every rung of the built-in ladder, in its default order: for causes that do not point to one of them.
-ANY_RUNG: Final = frozenset({Kind.TRANSPORT, Kind.MEMORY, Kind.GPUS})
-NO_RUNG: Final[frozenset[Kind]] = frozenset()
-
-#: The kind of rung that gives it. Peer-to-peer off switches vLLM's own all-reduce off as well. What is not here no rung gives.
-_KINDS: Final[Mapping[Want, Kind]] = {
-    Want.TRANSPORT: Kind.TRANSPORT,
-    Want.CUSTOM_ALL_REDUCE: Kind.TRANSPORT,
-    Want.MEMORY_LOWER: Kind.MEMORY,
-    Want.FEWER_GPUS: Kind.GPUS,
+#: Where memory is only one of several guesses, it is lowered by so many steps and no further: every step is a whole load.
+GUESSED_STEPS: Final = 2
+#: What vLLM's own check at the start needs to be left free beside what it was told to take, as a fraction of the GPU.
+START_MARGIN: Final = 0.02
+#: Context lengths are whole multiples of this, and at least as long.
+CONTEXT_UNIT: Final = 256
+#: So many sets of GPUs are looked at: more than attempts will ever be made.
+MOST_SETS: Final = 1000
+SO_ALREADY: Final = "it is so already"
+ONE_RANK: Final = "there is one rank only"
+#: From gentle to certain.
+TRANSPORT_STEPS: Final[Mapping[Nvlink, tuple[Remedy, ...]]] = {
+    Nvlink.ALL: (remedies.NVLINK_GENTLE, remedies.P2P_OFF),
+    Nvlink.SOME: (remedies.P2P_NVLINK_ONLY, remedies.P2P_OFF),
+    Nvlink.NONE: (remedies.P2P_OFF,),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cures:
-    """The kinds of rungs that may help, how often the same rung is worth another try, and whether all is in vain."""
+class Failure:
+    """An attempt that failed: on which rung, and why."""
 
-    kinds: frozenset[Kind]
-    plain_retries: int
-    hopeless: bool
+    rung: Rung
+    found: Diagnosis
 
 
-def of(wants: Iterable[Want]) -> Cures:
-    """What the ladder can do of what is wanted. Where it can do nothing, no retry helps until somebody changes something."""
-    asked = tuple(wants)
-    kinds = frozenset(_KINDS[want] for want in asked if want in _KINDS)
-    retries = asked.count(Want.PLAIN_RETRY)
-    return Cures(kinds=kinds, plain_retries=retries, hopeless=Want.STOP in asked or not (kinds or retries))
+@dataclass(frozen=True, kw_only=True)
+class Out:
+    """What a cause wants and cannot have. `forbidden`: only because the admin has not allowed it."""
+
+    what: str
+    why: str
+    forbidden: bool = False
+
+    @property
+    def moot(self) -> bool:
+        """Whether it would change nothing."""
+        return self.why in (SO_ALREADY, ONE_RANK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What to try next: the same again (`retry`), one more remedy, or, with neither, nothing. `outs` is what was wanted before
+    that and could not be had."""
+
+    remedy: Remedy | None = None
+    retry: bool = False
+    outs: tuple[Out, ...] = ()
+
+
+def choose(ladder: Ladder, failures: Sequence[Failure], *, again: bool = True) -> Choice:
+    """The next thing to try after the last of `failures`, which are those in a row, oldest first. The same again only while
+    `again`."""
+    rung, found = failures[-1].rung, failures[-1].found
+    # Once the same again has not helped, it is not asked of every other rung too: each is a whole load.
+    retried = sum(one.found.cause == found.cause and one.rung == next_.rung for one, next_ in pairwise(failures))
+    outs = list[Out]()
+    for want in found.wants:
+        if want is Want.STOP:
+            break
+        if want is Want.PLAIN_RETRY:
+            if again and retried <= 0:
+                return Choice(retry=True, outs=tuple(outs))
+            retried -= 1
+        elif ladder.own is None:
+            answer = find(want, ladder, failures)
+            if isinstance(answer, Remedy):
+                return Choice(remedy=answer, outs=tuple(outs))
+            outs.append(answer)
+    if ladder.own is not None and Want.STOP not in found.wants:
+        return Choice(remedy=next((own for own in ladder.own if own not in rung.remedies), None))
+    return Choice(outs=tuple(outs))
+
+
+def find(want: Want, ladder: Ladder, failures: Sequence[Failure]) -> Remedy | Out:
+    """The remedy that gives what is wanted, or why there is none."""
+    finder, area, what = _FINDERS[want]
+    if area not in ladder.areas:
+        released = "clients would see it, and ladder.may_change does not name it"
+        return Out(what=what, why=released if area in SEEN_BY_CLIENTS else "ladder.pin forbids it", forbidden=True)
+    answer = finder(_Case(want=want, ladder=ladder, failures=failures))
+    return Out(what=what, why=answer) if isinstance(answer, str) else answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Case:
+    want: Want
+    ladder: Ladder
+    failures: Sequence[Failure]
+
+    @property
+    def rung(self) -> Rung:
+        return self.failures[-1].rung
+
+    @property
+    def found(self) -> Diagnosis:
+        return self.failures[-1].found
+
+    @property
+    def launch(self) -> Launch:
+        return self.ladder.launch(self.rung)
+
+    @property
+    def guessed(self) -> bool:
+        """Whether memory is only one of several things that it may be."""
+        return Want.TRANSPORT in self.found.wants
+
+
+def _first_new(case: _Case, *steps: Remedy) -> Remedy | str:
+    """The first that would change anything."""
+    launch = case.launch
+    if launch.tensor_parallel * case.ladder.pipeline_parallel == 1:
+        return ONE_RANK
+    return next((step for step in steps if step.over(launch) != launch), SO_ALREADY)
+
+
+def _transport(case: _Case) -> Remedy | str:
+    return _first_new(case, *TRANSPORT_STEPS[case.ladder.nvlink])
+
+
+def _custom_all_reduce(case: _Case) -> Remedy | str:
+    return _first_new(case, remedies.CUSTOM_ALL_REDUCE_OFF)
+
+
+def _nvls(case: _Case) -> Remedy | str:
+    return _first_new(case, remedies.NVLS_OFF)
+
+
+def _cumem(case: _Case) -> Remedy | str:
+    return _first_new(case, remedies.CUMEM_OFF)
+
+
+def _shm(case: _Case) -> Remedy | str:
+    return _first_new(case, remedies.SHM_OFF)
+
+
+def _network_interface(case: _Case) -> Remedy | str:
+    if not case.ladder.one_host:
+        return "other hosts take part, and cannot be reached through the loopback interface"
+    return _first_new(case, remedies.LOOPBACK)
+
+
+def _eager(case: _Case) -> Remedy | str:
+    return remedies.EAGER if remedies.EAGER.over(case.launch) != case.launch else SO_ALREADY
+
+
+def _dtype(case: _Case) -> Remedy | str:
+    return remedies.FLOAT16 if remedies.FLOAT16.over(case.launch) != case.launch else SO_ALREADY
+
+
+def _memory_lower(case: _Case) -> Remedy | str:
+    """One step down; where vLLM has said how much is free, as far down as that needs."""
+    now, base, ladder = case.launch.utilisation, case.ladder.base.utilisation, case.ladder
+    if now is None or base is None:
+        return "without GPUs there is none"
+    free, total = case.found.figures.get("free"), case.found.figures.get("total")
+    most = free / total - START_MARGIN if free and total else 1.0
+    values = (round(now - count * ladder.step, 4) for count in range(1, 100))
+    value = next((value for value in values if value <= most), 0.0)
+    least = max(ladder.floor, base - GUESSED_STEPS * ladder.step if case.guessed else 0.0)
+    if value < round(least, 4) or value <= _failed_below(case):
+        return (
+            f"what is free would need {max(most, 0.0):.2f}"
+            if most < now - ladder.step
+            else f"{now:g} is as low as may be"
+        )
+    return remedies.utilisation(value, raises=False)
+
+
+def _memory_raise(case: _Case) -> Remedy | str:
+    now, ladder = case.launch.utilisation, case.ladder
+    if now is None:
+        return "without GPUs there is none"
+    value = round(min(now + ladder.step, ladder.ceiling), 4)
+    if value <= now:
+        return f"{now:g} is as high as may be"
+    if value >= _failed_above(case):
+        return f"{value:g} was too much"
+    return remedies.utilisation(value, raises=True)
+
+
+def _failed_below(case: _Case) -> float:
+    """The highest utilisation that was too little for as many GPUs."""
+    return max(_seen_utilisation(case, Want.MEMORY_RAISE), default=0.0)
+
+
+def _failed_above(case: _Case) -> float:
+    """The lowest utilisation that was too much for as many GPUs."""
+    return min(_seen_utilisation(case, Want.MEMORY_LOWER), default=2.0)
+
+
+def _seen_utilisation(case: _Case, first_want: Want) -> list[float]:
+    ranks, seen = case.launch.tensor_parallel, list[float]()
+    for failure in case.failures:
+        launch = case.ladder.launch(failure.rung)
+        wants = [want for want in failure.found.wants if want is not Want.PLAIN_RETRY]
+        if wants[:1] == [first_want] and launch.tensor_parallel == ranks and launch.utilisation is not None:
+            seen.append(launch.utilisation)
+    return seen
+
+
+def _context_length(case: _Case) -> Remedy | str:
+    """What the engine says would fit, else half."""
+    now = _context_now(case)
+    fits = case.found.figures.get("fits")
+    if fits is None and now is None:
+        return "nobody knows how long it is"
+    tokens = int((now or 0) / 2 if fits is None else fits) // CONTEXT_UNIT * CONTEXT_UNIT
+    if tokens < CONTEXT_UNIT or (now is not None and tokens >= now):
+        return "no shorter one would help"
+    return remedies.context(tokens)
+
+
+def _context_now(case: _Case) -> int | None:
+    taken = [remedy for remedy in case.rung.remedies if remedy.area is Area.CONTEXT_LENGTH]
+    return int(taken[-1].args[-1]) if taken else case.ladder.context
+
+
+def _fewer_gpus(case: _Case) -> Remedy | str:
+    sizes = [size for size in case.ladder.sizes if size < case.launch.tensor_parallel]
+    if not sizes:
+        return case.ladder.no_sizes or "there are none fewer"
+    gpus = _others(case, sizes[0])
+    if case.launch.gpus is not None and gpus is None:
+        return "the others have failed too"
+    return remedies.gpus(gpus, sizes[0], case.ladder.base)
+
+
+def _other_gpu(case: _Case) -> Remedy | str:
+    """As many GPUs without the one that failed."""
+    gpus = _others(case, case.launch.tensor_parallel)
+    if gpus is None:
+        return "gpus.spares names none that is left"
+    return remedies.gpus(gpus, len(gpus), case.ladder.base)
+
+
+def _others(case: _Case, size: int) -> tuple[str, ...] | None:
+    """So many GPUs without those that have failed; the base's first, but for those that were among them when one failed that
+    nobody could name. A smaller set that failed so is given up as a whole: else every combination would be loaded in turn."""
+    base = case.ladder.base.gpus or ()
+    bad, sets, doubtful = set[str](), list[set[str]](), set[str]()
+    for failure in case.failures:
+        if Want.OTHER_GPU not in failure.found.wants:
+            continue
+        gpus, rank = case.ladder.launch(failure.rung).gpus or (), failure.found.rank
+        sets.append(set(gpus))
+        if rank is not None and rank < len(gpus):
+            bad.add(gpus[rank])
+        elif len(gpus) == 1 or len(gpus) < len(base):
+            bad.update(gpus)
+        else:
+            doubtful.update(gpus)
+    spares = case.ladder.spares if case.want is Want.OTHER_GPU else ()
+    pool = [gpu for gpu in (*base, *spares) if gpu not in bad]
+    sound_first = sorted(pool, key=lambda gpu: gpu in doubtful)
+    found = (chosen for chosen in islice(combinations(sound_first, size), MOST_SETS) if set(chosen) not in sets)
+    chosen = next(found, None)
+    return None if chosen is None else tuple(gpu for gpu in pool if gpu in chosen)
+
+
+_FINDERS: Final[Mapping[Want, tuple[Callable[[_Case], Remedy | str], Area, str]]] = {
+    Want.TRANSPORT: (_transport, Area.TRANSPORTS, "peer-to-peer off"),
+    Want.CUSTOM_ALL_REDUCE: (_custom_all_reduce, Area.TRANSPORTS, "vLLM's own all-reduce off"),
+    Want.NVLS: (_nvls, Area.TRANSPORTS, "NVLink SHARP off"),
+    Want.CUMEM: (_cumem, Area.TRANSPORTS, "cuMem off"),
+    Want.SHM: (_shm, Area.TRANSPORTS, "shared memory off"),
+    Want.NETWORK_INTERFACE: (_network_interface, Area.TRANSPORTS, "the loopback interface"),
+    Want.MEMORY_LOWER: (_memory_lower, Area.UTILISATION, "less memory utilisation"),
+    Want.MEMORY_RAISE: (_memory_raise, Area.UTILISATION, "more memory utilisation"),
+    Want.CONTEXT_LENGTH: (_context_length, Area.CONTEXT_LENGTH, "a shorter context"),
+    Want.DTYPE: (_dtype, Area.DTYPE, "float16"),
+    Want.EAGER: (_eager, Area.GRAPH_CAPTURE, "no graph capture"),
+    Want.FEWER_GPUS: (_fewer_gpus, Area.GPUS, "fewer GPUs"),
+    Want.OTHER_GPU: (_other_gpu, Area.GPUS, "another GPU"),
+}

@@ -1,67 +1,67 @@
-"""What to do after an attempt has ended: try again, step down the ladder, or give up."""
+"""What to do after an attempt has ended: try again, change settings, or give up."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Final, assert_never
 
-from mgpu_llm.core import ladder
+from mgpu_llm.core import cures
 from mgpu_llm.core.backoff import delay_s
-from mgpu_llm.core.diagnosis import Diagnosis
-from mgpu_llm.core.states import Ended, Fail, Next, Policy, Rest, Run, Try
+from mgpu_llm.core.cures import Choice, Failure
+from mgpu_llm.core.ladder import BASE, Rung
+from mgpu_llm.core.remedies import DEFAULT_ORDER, Want
+from mgpu_llm.core.states import Anew, Ended, Fail, Next, Policy, Rest, Run, Try
 
 #: Exit statuses of the daemon, named in the unit's RestartPreventExitStatus. 65, 69, 70 and 78 follow sysexits.h.
 DO_NOT_RETRY: Final = 65
 GAVE_UP: Final = 69
 
 
-def after_failed_load(run: Run, diagnosis: Diagnosis, policy: Policy) -> Next:
-    """The engine never served. `run` has the ended attempt in its history already."""
-    if diagnosis.hopeless:
-        # On a rung of ours the admin's own settings had failed for another reason: that is giving up, not his mistake.
-        status = DO_NOT_RETRY if run.rung == 0 else GAVE_UP
-        return Fail(status=status, message=final_message(run, "no retry can help"))
+def after_failed_load(run: Run, policy: Policy) -> Next:
+    """The engine never served. `run` has the ended attempt, and why it failed, in its history already."""
+    if run.trial is not None:
+        # It was only to see whether the cause has gone; the rung that served before is still there.
+        return Try(rung=run.trial, delay_s=0.0)
+    # Since it last served: that it did so clears the settings of what failed before.
+    failures = _failures(failed_in_a_row(run))[-run.tries :]
+    found = failures[-1].found
+    same = Counter(failure.found.cause for failure in failures)[found.cause]
+    choice = cures.choose(policy.ladder, failures)
+    if choice.remedy is None and not choice.retry:
+        return _nothing_left(run, failures, choice)
     if run.tries >= policy.attempts:
         return Fail(status=GAVE_UP, message=final_message(run, f"{run.tries} attempts in a row have failed"))
-    if run.tries_on_rung <= diagnosis.plain_retries:
-        return Try(rung=run.rung, delay_s=_delay_s(run, policy))
-    lower = ladder.next_rung(policy.rungs, run.rung, diagnosis.cures)
-    if lower is None:
-        return Fail(status=GAVE_UP, message=final_message(run, "the ladder has no rung left that could help"))
-    # A rung is a change of settings, not a wait for something to recover: it is tried at once.
-    return Try(rung=lower, delay_s=0.0)
+    if same >= policy.tries_per_cause:
+        return Fail(status=GAVE_UP, message=final_message(run, f"{same} attempts have failed for the same cause"))
+    if choice.remedy is None:
+        on_rung = sum(failure.rung == run.rung for failure in failures)
+        return Try(rung=run.rung, delay_s=_delay_s(on_rung, run, policy))
+    # Other settings are no wait for something to recover: they are tried at once.
+    return Try(rung=run.rung.plus(choice.remedy), delay_s=0.0)
 
 
-def after_death(run: Run, diagnosis: Diagnosis, policy: Policy) -> Next:
+def after_death(run: Run, policy: Policy) -> Next:
     """The engine had served. `run.deaths` counts the deaths in a row, this one included."""
     if run.deaths < policy.deaths:
-        return Try(
-            rung=run.rung,
-            delay_s=delay_s(run.deaths, first_s=policy.backoff_s, ceiling_s=policy.backoff_ceiling_s),
-        )
-    lower = ladder.next_rung(policy.rungs, run.rung, diagnosis.cures)
-    if lower is None:
-        return Fail(status=GAVE_UP, message=final_message(run, f"the engine died {run.deaths} times while serving"))
-    return Try(rung=lower, delay_s=0.0)
+        return Try(rung=run.rung, delay_s=_delay_s(run.deaths, run, policy))
+    choice = cures.choose(policy.ladder, _failures(failed_in_a_row(run)), again=False)
+    if choice.remedy is None:
+        why = f"the engine died {run.deaths} times while serving{_not_tried(choice)}"
+        return Fail(status=GAVE_UP, message=final_message(run, why))
+    return Try(rung=run.rung.plus(choice.remedy), delay_s=0.0)
 
 
-def begun(run: Run, rung: int) -> Run:
+def begun(run: Run, rung: Rung) -> Run:
     """The run with one more attempt on `rung`."""
-    same = rung == run.rung and run.tries > 0
-    return replace(
-        run,
-        attempt=run.attempt + 1,
-        rung=rung,
-        tries=run.tries + 1,
-        tries_on_rung=run.tries_on_rung + 1 if same else 1,
-    )
+    return replace(run, attempt=run.attempt + 1, rung=rung, tries=run.tries + 1)
 
 
 def final_message(run: Run, why: str) -> str:
     """The last word: why it is over, what was tried and why each attempt failed, and what to do."""
     failed = failed_in_a_row(run)
     told = [
-        f"attempt {ended.number} ({ended.rung}, {ended.duration_s:.0f} s): {ended.diagnosis.summary}"
+        f"attempt {ended.number} ({ended.rung.name}, {ended.duration_s:.0f} s): {ended.diagnosis.summary}"
         for ended in failed
         if ended.diagnosis is not None
     ]
@@ -77,20 +77,50 @@ def failed_in_a_row(run: Run) -> tuple[Ended, ...]:
     return failed[max(0, min([len(failed) - max(run.tries, 1), *in_a_row])) :]
 
 
-def in_words(then: Next | None, run: Run, policy: Policy) -> str:
+def _failures(failed: tuple[Ended, ...]) -> tuple[Failure, ...]:
+    return tuple(Failure(rung=ended.rung, found=ended.diagnosis) for ended in failed if ended.diagnosis is not None)
+
+
+def in_words(then: Next | None, run: Run) -> str:
     """What is done after an attempt of `run`, "" where somebody else decides."""
     match then:
         case Try(rung=rung) if rung == run.rung:
-            return f"try again on rung {policy.rungs[rung].name} after {then.delay_s:g} s"
+            return f"try again on rung {rung.name} after {round(then.delay_s, 1):g} s"
+        case Try(rung=rung) if run.trial is not None:
+            return f"go back to rung {rung.name}, which served before"
         case Try(rung=rung):
-            return f"step down to rung {policy.rungs[rung].name}"
+            return f"step to rung {rung.name}"
         case Fail():
             return f"give up (exit status {then.status})"
-        case Rest() | None:
+        case Anew() | Rest() | None:
             return ""
         case _ as unreachable:
             assert_never(unreachable)
 
 
-def _delay_s(run: Run, policy: Policy) -> float:
-    return delay_s(run.tries_on_rung, first_s=policy.backoff_s, ceiling_s=policy.backoff_ceiling_s)
+def _nothing_left(run: Run, failures: tuple[Failure, ...], choice: Choice) -> Fail:
+    """A known cause that nothing may even be tried against is for the admin to remove. On a rung of ours his own settings had
+    failed for another reason: that is giving up, not his mistake."""
+    found = failures[-1].found
+    first = sum(failure.found.cause == found.cause for failure in failures) == 1
+    known = found.wants[-len(DEFAULT_ORDER) :] != DEFAULT_ORDER and Want.PLAIN_RETRY not in found.wants
+    in_vain = found.hopeless or (first and known)
+    status = DO_NOT_RETRY if in_vain and run.rung == BASE else GAVE_UP
+    why = "no retry can help" if in_vain else "the ladder has no rung left that could help"
+    return Fail(status=status, message=final_message(run, why + _not_tried(choice)))
+
+
+def _not_tried(choice: Choice) -> str:
+    """What was wanted and could not be had: because it is not allowed, or because there is nothing to do it with."""
+    told = [f"{out.what} ({out.why})" for out in choice.outs if not out.moot]
+    return f"; not tried: {', '.join(told)}" if told else ""
+
+
+def _delay_s(failures: int, run: Run, policy: Policy) -> float:
+    return delay_s(
+        failures,
+        first_s=policy.backoff_s,
+        ceiling_s=policy.backoff_ceiling_s,
+        jitter=policy.backoff_jitter,
+        seed=f"{policy.seed}/{run.attempt}",
+    )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import signal as _signals
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from mgpu_llm.core import cures, engine_log, signatures, symptoms
-from mgpu_llm.core.cures import ANY_RUNG as ANY_RUNG
-from mgpu_llm.core.cures import NO_RUNG as NO_RUNG
+from mgpu_llm.core import engine_log, signatures, symptoms
 from mgpu_llm.core.engine_log import Line, Phase
-from mgpu_llm.core.ladder import Kind
+from mgpu_llm.core.remedies import DEFAULT_ORDER, Want
 from mgpu_llm.core.signatures import Role, Signature, Where
 from mgpu_llm.core.stall import Stalled
 
@@ -26,6 +25,8 @@ _ANCHORS: Final = {
 }
 #: So many hints are kept: what is said over and over in other words helps nobody.
 MOST_HINTS: Final = 5
+_NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
+_WORKER: Final = re.compile(r"Worker_TP(\d+)")
 #: Some versions of vLLM ask the hub about a model although it is a local folder, print the refusal as an error, and go on.
 _HARMLESS: Final = re.compile(r"^Error retrieving ")
 
@@ -34,8 +35,8 @@ _HARMLESS: Final = re.compile(r"^Error retrieving ")
 class Diagnosis:
     """Why an attempt ended. `outcome`: stalled, crashed, refused or died (while serving).
 
-    `cures` are the kinds of rungs that may help; `plain_retries` is how often the same rung is worth another try
-    first; `hopeless` means that no retry can help until somebody changes something.
+    `wants` is what may cure it, in the order in which it is worth trying. `figures` are what the engine's words measured, by the
+    name that the signature gives them, and `rank` is the tensor-parallel rank that failed, where it is known.
     """
 
     cause: str
@@ -43,19 +44,25 @@ class Diagnosis:
     summary: str
     advice: str
     evidence: tuple[str, ...] = ()
-    cures: frozenset[Kind] = ANY_RUNG
-    plain_retries: int = 0
-    hopeless: bool = False
+    wants: tuple[Want, ...] = DEFAULT_ORDER
+    figures: Mapping[str, float] = field(default_factory=dict)
+    rank: int | None = None
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether nothing helps until somebody changes something."""
+        return self.wants[:1] == (Want.STOP,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clue:
     """What the engine's own words gave away: the first root cause named, and the first error line. `cascade` is the line of
     a failure that has its root elsewhere but is all there is until a root is named; `passed` are the rows of all such failures
-    so far; `hints` say what else may matter. `by_kernel`: it was the kernel that named the cause."""
+    so far; `hints` say what else may matter. `by_kernel`: it was the kernel that named the cause. `process` is who said it."""
 
     cause: str = ""
     line: str = ""
+    process: str = ""
     error: str = ""
     cascade: str = ""
     hints: tuple[str, ...] = ()
@@ -69,7 +76,7 @@ def look(clue: Clue, line: Line) -> Clue:
     message = line.message
     error = engine_log.is_error(line) and not _HARMLESS.match(message)
     row = _said(message, _ERRORS if error else _WORDS)
-    seen = _with_row(clue, row, message.strip()) if row is not None else clue
+    seen = _with_row(clue, row, message.strip(), line.process) if row is not None else clue
     passed_on = row is not None and row.role is not Role.ROOT
     if error and not seen.error and not passed_on and engine_log.names_an_error(message):
         return replace(seen, error=message.strip())
@@ -90,7 +97,6 @@ def of_stall(stalled: Stalled, clue: Clue) -> Diagnosis:
     row = symptoms.explain(stalled, TABLE)
     what = "nothing but small signals" if stalled.feeble else "nothing"
     before = (f'error before: "{clue.error}"',) if clue.error else ()
-    can = cures.of(row.wants)
     return Diagnosis(
         cause=row.reported_as,
         outcome="stalled",
@@ -104,9 +110,7 @@ def of_stall(stalled: Stalled, clue: Clue) -> Diagnosis:
         ),
         advice=row.advice,
         evidence=(*stalled.evidence, *before, *clue.hints),
-        cures=can.kinds,
-        plain_retries=can.plain_retries,
-        hopeless=can.hopeless,
+        wants=row.wants,
     )
 
 
@@ -124,13 +128,15 @@ def of_exit(status: int, phase: Phase, clue: Clue, *, retries: int) -> Diagnosis
         summary=f"the engine ended in {phase.label} with {how}{error}",
         advice="read the engine's last lines (mgpuctl logs)",
         evidence=((f'error: "{clue.error}"',) if clue.error else ()) + clue.hints,
-        plain_retries=retries,
+        wants=(Want.PLAIN_RETRY,) * retries + DEFAULT_ORDER,
     )
 
 
 def of_death(what: str, clue: Clue) -> Diagnosis:
     """A serving engine died or stopped answering; `what` says which. `clue` is from its last words."""
     named = _named(clue, None)
+    # The same again is what follows a death anyhow.
+    helps = named is not None and not {*named.wants} <= {Want.PLAIN_RETRY, Want.STOP}
     by_kernel = named if clue.by_kernel else None
     why = by_kernel.summary if by_kernel else clue.error
     return Diagnosis(
@@ -141,7 +147,9 @@ def of_death(what: str, clue: Clue) -> Diagnosis:
         if named
         else "read the engine's last lines (mgpuctl logs) and the kernel's log for Xid errors",
         evidence=((f'error: "{clue.error}"',) if clue.error else ()) + (by_kernel.evidence if by_kernel else ()),
-        cures=named.cures if named and named.cures else ANY_RUNG,
+        wants=named.wants if named is not None and helps else DEFAULT_ORDER,
+        figures=named.figures if named else {},
+        rank=named.rank if named else None,
     )
 
 
@@ -152,9 +160,7 @@ def of_spawn(reason: str, *, hopeless: bool) -> Diagnosis:
         outcome="crashed",
         summary=reason,
         advice="correct what it names: engine.command, engine.python or engine.port",
-        cures=NO_RUNG,
-        plain_retries=0 if hopeless else 2,
-        hopeless=hopeless,
+        wants=(Want.STOP,) if hopeless else (Want.PLAIN_RETRY,) * 2,
     )
 
 
@@ -165,8 +171,7 @@ def of_refused_completion(detail: str) -> Diagnosis:
         outcome="refused",
         summary=f"the server refuses a one-token request: {detail}",
         advice="check model.served_name and the API key in engine.args or engine.env",
-        cures=NO_RUNG,
-        hopeless=True,
+        wants=(Want.STOP,),
     )
 
 
@@ -188,14 +193,14 @@ def _said(message: str, where: frozenset[Where]) -> Signature | None:
     return None
 
 
-def _with_row(clue: Clue, row: Signature, message: str) -> Clue:
+def _with_row(clue: Clue, row: Signature, message: str, process: str = "") -> Clue:
     if row.kind is signatures.Kind.LATENT:
         hint = _told(row, message)
         return clue if hint in clue.hints else replace(clue, hints=(*clue.hints, hint)[:MOST_HINTS])
     if row.role is Role.ROOT and row.kind is not signatures.Kind.SLOW and not clue.cause:
         by_kernel = row.where is Where.KERNEL
         error = clue.error or ("" if by_kernel else message)
-        return replace(clue, cause=row.reported_as, line=message, error=error, by_kernel=by_kernel)
+        return replace(clue, cause=row.reported_as, line=message, process=process, error=error, by_kernel=by_kernel)
     if row.role is not Role.CASCADE:
         return clue
     # An error that came before, even one that nobody knows, says more than that something failed.
@@ -217,17 +222,32 @@ def _named(clue: Clue, phase: Phase | None) -> Diagnosis | None:
 
 
 def _of_row(row: Signature, line: str, clue: Clue) -> Diagnosis:
-    can = cures.of(row.wants)
     return Diagnosis(
         cause=row.reported_as,
-        outcome="refused" if can.hopeless else "crashed",
+        outcome="refused" if Want.STOP in row.wants else "crashed",
         summary=_told(row, line),
         advice=row.advice,
         evidence=(f'the {"kernel" if clue.by_kernel else "engine"} said: "{line[:300]}"', *clue.hints),
-        cures=can.kinds,
-        plain_retries=can.plain_retries,
-        hopeless=can.hopeless,
+        wants=row.wants,
+        figures=_figures(row, line),
+        rank=_rank(row, line, clue.process),
     )
+
+
+def _figures(row: Signature, line: str) -> dict[str, float]:
+    """What the row's pattern has found that is a number."""
+    match = row.match(line)
+    found = match.groupdict() if match is not None else {}
+    return {name: float(text) for name, text in found.items() if text and _NUMBER.fullmatch(text)}
+
+
+def _rank(row: Signature, line: str, process: str) -> int | None:
+    """Which rank failed: the device that the line names (each engine counts its own from 0), or the worker that said it. With
+    pipeline parallelism a worker's name has more than the one number, and its GPU is not told by it."""
+    match = row.match(line)
+    device = match.groupdict().get("device") if match is not None else None
+    worker = _WORKER.fullmatch(process)
+    return int(device) if device else int(worker[1]) if worker else None
 
 
 def _told(row: Signature, line: str) -> str:

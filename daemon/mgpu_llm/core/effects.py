@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from mgpu_llm.core.known_good import KnownGood
 from mgpu_llm.core.launch import Launch
 
 
@@ -95,6 +96,13 @@ class RememberStart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RememberRung:
+    """Keep the rung with which the next start shall begin, or None: with the base."""
+
+    known: KnownGood | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class NotifyReady:
     """READY=1 to systemd: a completion came back."""
 
@@ -138,4 +146,4 @@ EngineEffect = (
     | ProbeHealth
     | ProbeCompletion
 )
-Effect = EngineEffect | RememberStart | NotifyReady | ExtendTimeout | NotifyStopping | Announce | Exit
+Effect = EngineEffect | RememberStart | RememberRung | NotifyReady | ExtendTimeout | NotifyStopping | Announce | Exit

@@ -17,6 +17,7 @@ from mgpu_llm.core.effects import (
     KillEngine,
     Level,
     NotifyStopping,
+    RememberRung,
     TerminateEngine,
 )
 from mgpu_llm.core.events import (
@@ -32,6 +33,7 @@ from mgpu_llm.core.events import (
 )
 from mgpu_llm.core.starting import Step
 from mgpu_llm.core.states import (
+    Anew,
     Backoff,
     Ended,
     Fail,
@@ -51,16 +53,16 @@ from mgpu_llm.core.states import (
 EndingState = TypeVar("EndingState", Terminating, Killing)
 
 
-def kill_load(state: Starting, at: float, then: Next, why: str, policy: Policy) -> Step:
+def kill_load(state: Starting, at: float, then: Next, why: str) -> Step:
     """End a loading engine on request. It is not asked first: it would swallow SIGTERM, and has nothing to drain."""
-    run = state.run.closed(ended(state.run, state.since, state.progress.phase.label, at, None, policy)).asked_anew()
+    run = state.run.closed(ended(state.run, state.since, state.progress.phase.label, at, None)).asked_anew()
     effects = (_announced(why), *_last_word(then), KillEngine(attempt=run.attempt))
     return Killing(run=run, since=at, then=then, why=why), effects
 
 
 def terminate(state: Ready, at: float, then: Next, why: str, policy: Policy) -> Step:
     """End a serving engine on request: SIGTERM, and a grace in which it may finish."""
-    run = state.run.closed(ended(state.run, state.spawned_at, "serving", at, None, policy)).asked_anew()
+    run = state.run.closed(ended(state.run, state.spawned_at, "serving", at, None)).asked_anew()
     more_time = ExtendTimeout(seconds=policy.stop_grace_s + policy.kill_deadline_s + starting.EXTEND_EVERY_S)
     effects = (_announced(why), *_last_word(then), more_time, TerminateEngine(attempt=run.attempt))
     return Terminating(run=run, deadline=at + policy.stop_grace_s, then=then, why=why), effects
@@ -68,22 +70,22 @@ def terminate(state: Ready, at: float, then: Next, why: str, policy: Policy) -> 
 
 def after_verdict(run: Run, at: float, found: Diagnosis, then: Next, policy: Policy) -> Step:
     """An attempt has failed: say why, clear it away, and go on to `then`."""
-    facts: dict[str, object] = {"attempt": run.attempt, "rung": policy.rungs[run.rung].name, "cause": found.cause}
-    facts |= {"summary": found.summary, "advice": found.advice, "next": decision.in_words(then, run, policy)}
+    facts: dict[str, object] = {"attempt": run.attempt, "rung": run.rung.name, "cause": found.cause}
+    facts |= {"summary": found.summary, "advice": found.advice, "next": decision.in_words(then, run)}
     kept = _incident(run, at, found, then, policy)
     if kept:
         facts["incident"] = kept[0].incident
     announced = [Announce(name=f"engine.{found.outcome}", level=Level.ERROR, facts=facts)]
     announced += [Announce(name="engine.evidence", facts={"seen": seen}) for seen in found.evidence]
-    killing = Killing(run=run, since=at, then=then, why=found.summary, keeping=bool(kept))
+    killing = Killing(run=replace(run, trial=None), since=at, then=then, why=found.summary, keeping=bool(kept))
     return killing, (*announced, *kept, KillEngine(attempt=run.attempt))
 
 
-def ended(run: Run, since: float, phase: str, at: float, found: Diagnosis | None, policy: Policy) -> Ended:
+def ended(run: Run, since: float, phase: str, at: float, found: Diagnosis | None) -> Ended:
     """The record of an attempt that is over; without a diagnosis it was stopped on request."""
     return Ended(
         number=run.attempt,
-        rung=policy.rungs[run.rung].name,
+        rung=run.rung,
         outcome=found.outcome if found else "stopped",
         phase=phase,
         ended_at=at,
@@ -138,7 +140,7 @@ def _asked_back(state: EndingState) -> EndingState:
     """Somebody wants it to run again before it has ended; that a daemon's own end is under way weighs more."""
     if not isinstance(state.then, Rest) or state.then.final:
         return state
-    return replace(state, run=state.run.asked_anew(), then=Try(rung=0, delay_s=0.0))
+    return replace(state, then=Anew())
 
 
 def _stuck(state: Killing, event: EngineStuck) -> Step:
@@ -159,12 +161,17 @@ def _proceed(run: Run, then: Next, at: float, policy: Policy) -> Step:
             return Backoff(run=run, rung=then.rung, until=at + delay), (waiting, more_time)
         case Try():
             return starting.begin(run, then.rung, at, policy)
+        case Anew():
+            return starting.begin_anew(run, at, policy)
         case Rest():
             exits = (Exit(status=0),) if then.final else ()
             return Stopped(run=run), (Announce(name="engine.stopped"), *exits)
         case Fail():
             message = then.message + _where_the_evidence_lies(run, policy)
-            return Failed(run=run, status=then.status, message=message), (Exit(status=then.status, message=message),)
+            # What served before does so no longer: the next start begins with the admin's own settings.
+            forgotten = (RememberRung(known=None),) if run.known is not None else ()
+            failed = Failed(run=replace(run, known=None), status=then.status, message=message)
+            return failed, (*forgotten, Exit(status=then.status, message=message))
         case _ as unreachable:
             assert_never(unreachable)
 
@@ -172,7 +179,7 @@ def _proceed(run: Run, then: Next, at: float, policy: Policy) -> Step:
 def _incident(run: Run, at: float, found: Diagnosis, then: Next, policy: Policy) -> tuple[KeepIncident, ...]:
     if not policy.incidents:
         return ()
-    ended, rung = run.ended[-1], policy.rungs[run.rung]
+    ended, rung = run.ended[-1], run.rung
     kept = KeepIncident(
         attempt=run.attempt,
         incident=incident.name(policy.utc_s + at, run.attempt, found.cause),
@@ -184,8 +191,8 @@ def _incident(run: Run, at: float, found: Diagnosis, then: Next, policy: Policy)
         advice=found.advice,
         evidence=found.evidence,
         duration_s=ended.duration_s,
-        decision=decision.in_words(then, run, policy),
-        launch=rung.launch,
+        decision=decision.in_words(then, run),
+        launch=policy.launch(rung),
     )
     return (kept,)
 

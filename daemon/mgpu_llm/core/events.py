@@ -27,7 +27,15 @@ class StopRequested:
 
 @dataclass(frozen=True, kw_only=True)
 class RestartRequested:
-    """End the engine and start it anew on the same rung (`mgpuctl restart`)."""
+    """End the engine and start it anew, on the rung that served last (`mgpuctl restart`)."""
+
+    at: float
+    by: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetRequested:
+    """Forget which rung served last: the next start begins with the admin's own settings (`mgpuctl forget`)."""
 
     at: float
     by: str
@@ -258,5 +266,5 @@ EngineEvent = (
     | HealthProbed
     | CompletionProbed
 )
-Request = StartRequested | StopRequested | RestartRequested
+Request = StartRequested | StopRequested | RestartRequested | ForgetRequested
 Event = Request | Ticked | EngineEvent

@@ -19,7 +19,7 @@ Judged = tuple[Starting, tuple[Effect, ...]] | Diagnosis
 
 def circumstances(state: Starting, policy: Policy) -> Circumstances:
     """What the patience depends on beside the phase."""
-    has_gpus = policy.rungs[state.run.rung].launch.gpus is not None
+    has_gpus = policy.ladder.base.gpus is not None
     return Circumstances(has_gpus=has_gpus, failed=bool(state.clue.cause))
 
 

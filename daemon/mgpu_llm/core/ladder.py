@@ -1,45 +1,113 @@
-"""The ladder: the settings to fall back to, from the admin's own to the most cautious, each rung on top of the last."""
+"""The ladder: how far the settings may be changed from the admin's own, and what a rung of it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from mgpu_llm.core import launch as launches
+from mgpu_llm.core import remedies
 from mgpu_llm.core.launch import Launch
+from mgpu_llm.core.remedies import BY_DEFAULT, Area, Remedy
+
+BASE_NAME: Final = "base"
+_PARTS: Final = re.compile(
+    r"utilisation-(?P<part>0\.\d\d|1\.00)|tp-(?P<count>\d+)|gpus-(?P<gpus>\S+)|context-(?P<tokens>\d+)"
+)
 
 
-class Kind(StrEnum):
-    """What a rung changes, so that a cause can ask for the rungs that cure it."""
+class Nvlink(StrEnum):
+    """Which pairs of the GPUs have NVLink between them. Where nobody knows it counts as none."""
 
-    BASE = "base"
-    TRANSPORT = "transport"
-    MEMORY = "memory"
-    GPUS = "gpus"
-    CUSTOM = "custom"
+    NONE = "none"
+    SOME = "some"
+    ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """A named change of settings; `launch` is the whole result, with the rungs above it included."""
+    """The remedies that are taken together, in the order in which they came. Without any it is the base: the admin's own."""
 
-    name: str
-    kind: Kind
-    launch: Launch
-    cost: str = ""
+    remedies: tuple[Remedy, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return "+".join(remedy.name for remedy in self.remedies) or BASE_NAME
+
+    @property
+    def cost(self) -> str:
+        return "; ".join(remedy.cost for remedy in self.remedies)
+
+    def plus(self, remedy: Remedy) -> Rung:
+        return Rung(remedies=(*(other for other in self.remedies if not remedy.replaces(other)), remedy))
+
+
+BASE: Final = Rung()
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomRung:
-    """A rung as the admin wrote it in `[[ladder]]`. `gpus` is how many of the configured GPUs to keep."""
+class Ladder:
+    """What there is to choose from. `sizes` are the smaller numbers of ranks that vLLM accepts for the model and that hold its
+    weights, largest first, and `no_sizes` says why others are none; `spares` are GPUs beside the base's that may stand in.
+    `context` is the context length in tokens, `pipeline_parallel` how often the GPUs of one layer are needed. `own` are the
+    admin's own rungs, which replace everything else."""
 
-    name: str
-    env: Mapping[str, str] = field(default_factory=dict)
-    args: tuple[str, ...] = ()
-    utilisation: float | None = None
-    gpus: int | None = None
+    base: Launch
+    areas: frozenset[Area] = BY_DEFAULT
+    sizes: tuple[int, ...] = ()
+    no_sizes: str = ""
+    step: float = 0.05
+    floor: float = 0.7
+    ceiling: float = 0.95
+    nvlink: Nvlink = Nvlink.NONE
+    spares: tuple[str, ...] = ()
+    context: int | None = None
+    one_host: bool = True
+    pipeline_parallel: int = 1
+    own: tuple[Remedy, ...] | None = None
+
+    def launch(self, rung: Rung) -> Launch:
+        """The whole launch of a rung."""
+        launch = self.base
+        for remedy in rung.remedies:
+            launch = remedy.over(launch)
+        return launch
+
+    def rung(self, name: str) -> Rung:
+        """The rung of that name. Raises ValueError where this ladder has none, and for one that would change what it may not."""
+        found = BASE
+        for part in name.split("+") if name != BASE_NAME else ():
+            found = found.plus(self._remedy(part))
+        return found
+
+    def _remedy(self, name: str) -> Remedy:
+        if self.own is not None:
+            found = next((remedy for remedy in self.own if remedy.name == name), None)
+        else:
+            found = remedies.FIXED.get(name) or self._made(name)
+        if found is None:
+            raise ValueError(f'there is no rung "{name}"')
+        if found.area is not None and found.area not in self.areas:
+            raise ValueError(f'rung "{name}" changes what must not be changed: {found.area}')
+        return found
+
+    def _made(self, name: str) -> Remedy | None:
+        if (match := _PARTS.fullmatch(name)) is None:
+            return None
+        part, count, gpus, tokens = match.group("part", "count", "gpus", "tokens")
+        if part and self.base.utilisation is not None:
+            value = float(part)
+            return remedies.utilisation(value, raises=value > self.base.utilisation)
+        if count and int(count) in self.sizes:
+            return remedies.gpus(
+                None if self.base.gpus is None else self.base.gpus[: int(count)], int(count), self.base
+            )
+        if gpus and set(gpus.split(",")) <= {*(self.base.gpus or ()), *self.spares}:
+            chosen = tuple(gpus.split(","))
+            if len(chosen) in (self.base.tensor_parallel, *self.sizes):
+                return remedies.gpus(chosen, len(chosen), self.base)
+        return remedies.context(int(tokens)) if tokens else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,60 +118,7 @@ class Heads:
     key_value: int | None = None
 
 
-BASE: Final = "base"
-P2P_OFF_ENV: Final[Mapping[str, str]] = {"NCCL_P2P_DISABLE": "1"}
-#: vLLM's own all-reduce does peer access too, and since 0.11.0 it does not test it first: NCCL's switch alone is not enough.
-P2P_OFF_ARGS: Final = ("--disable-custom-all-reduce",)
-P2P_OFF_COST: Final = (
-    "GPUs talk through host memory: about a tenth of the all-reduce bandwidth on NVLink "
-    "(255 -> 25.6 GiB/s on two H200s), less loss on PCIe"
-)
-
-
-def built_in(base: Launch, heads: Heads, *, step: float, floor: float, pipeline_parallel: int = 1) -> tuple[Rung, ...]:
-    """The default ladder: base, P2P off, lower utilisation by `step` down to `floor`, fewer GPUs; cumulative.
-
-    P2P off is left out where there is one rank only. Fewer GPUs go over the sizes that divide the model's heads, and are
-    left out with pipeline parallelism, where the number of GPUs does not follow from tensor parallelism alone.
-    """
-    rungs = [Rung(name=BASE, kind=Kind.BASE, launch=base)]
-    if base.tensor_parallel * pipeline_parallel > 1:
-        changed = launches.with_changes(base, env=P2P_OFF_ENV, args=P2P_OFF_ARGS)
-        if changed != base:
-            rungs.append(Rung(name="p2p-off", kind=Kind.TRANSPORT, launch=changed, cost=P2P_OFF_COST))
-    for value in _lower(base.utilisation, step, floor):
-        rungs.append(
-            Rung(
-                name=f"utilisation-{value:.2f}",
-                kind=Kind.MEMORY,
-                launch=launches.with_changes(rungs[-1].launch, utilisation=value),
-                cost="less GPU memory for the KV cache: fewer tokens in flight",
-            )
-        )
-    for count in fewer(base.tensor_parallel, heads) if pipeline_parallel == 1 else ():
-        rungs.append(
-            Rung(
-                name=f"tp-{count}",
-                kind=Kind.GPUS,
-                launch=launches.with_changes(rungs[-1].launch, gpu_count=count),
-                cost=f"{count} of {base.tensor_parallel} GPUs do all the work: slower, and less room for the KV cache",
-            )
-        )
-    return tuple(rungs)
-
-
-def from_config(base: Launch, entries: Sequence[CustomRung]) -> tuple[Rung, ...]:
-    """The admin's own ladder under the base, cumulative in the order written."""
-    rungs = [Rung(name=BASE, kind=Kind.BASE, launch=base)]
-    for entry in entries:
-        changed = launches.with_changes(
-            rungs[-1].launch, env=entry.env, args=entry.args, utilisation=entry.utilisation, gpu_count=entry.gpus
-        )
-        rungs.append(Rung(name=entry.name, kind=Kind.CUSTOM, launch=changed, cost="as set by the config"))
-    return tuple(rungs)
-
-
-def fewer(tensor_parallel: int, heads: Heads) -> tuple[int, ...]:
+def smaller(tensor_parallel: int, heads: Heads) -> tuple[int, ...]:
     """Smaller tensor-parallel sizes that vLLM accepts for the model, largest first. Unknown heads: its divisors, which
     divide the heads of every model that the larger size divided."""
     sizes = range(tensor_parallel - 1, 0, -1)
@@ -119,19 +134,3 @@ def splits(tensor_parallel: int, heads: Heads) -> bool:
     if heads.key_value is None:
         return True
     return heads.key_value % tensor_parallel == 0 or tensor_parallel % heads.key_value == 0
-
-
-def next_rung(rungs: Sequence[Rung], current: int, cures: frozenset[Kind]) -> int | None:
-    """The first rung below `current` that may cure, or None when there is none left. The admin's own rungs always may."""
-    for index in range(current + 1, len(rungs)):
-        if rungs[index].kind in cures or rungs[index].kind is Kind.CUSTOM:
-            return index
-    return None
-
-
-def _lower(utilisation: float | None, step: float, floor: float) -> list[float]:
-    values = list[float]()
-    while utilisation is not None and round(utilisation - step, 4) >= floor:
-        utilisation = round(utilisation - step, 4)
-        values.append(utilisation)
-    return values

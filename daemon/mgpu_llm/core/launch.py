@@ -121,20 +121,18 @@ def with_changes(
     env: Mapping[str, str] | None = None,
     args: tuple[str, ...] = (),
     utilisation: float | None = None,
-    gpu_count: int | None = None,
+    tensor_parallel: int | None = None,
+    gpus: tuple[str, ...] | None = None,
 ) -> Launch:
-    """The launch with changes laid over it. `gpu_count` keeps the first so many GPUs and sets tensor parallel to it."""
-    changed = replace(
+    """The launch with changes laid over it; None and what is empty leave a setting alone."""
+    return replace(
         launch,
         env={**launch.env, **(env or {})},
         args=launch.args if _contains(launch.args, args) else (*launch.args, *args),
+        utilisation=launch.utilisation if utilisation is None else utilisation,
+        tensor_parallel=launch.tensor_parallel if tensor_parallel is None else tensor_parallel,
+        gpus=launch.gpus if gpus is None else gpus,
     )
-    if utilisation is not None:
-        changed = replace(changed, utilisation=utilisation)
-    if gpu_count is not None:
-        kept = changed.gpus[:gpu_count] if changed.gpus is not None else None
-        changed = replace(changed, gpus=kept, tensor_parallel=gpu_count)
-    return changed
 
 
 def _contains(args: tuple[str, ...], part: tuple[str, ...]) -> bool:

@@ -32,7 +32,7 @@ class Outlook:
 def of(state: Starting, policy: Policy, at: float) -> Outlook:
     """The outlook at `at`, seconds on the clock of the events."""
     heart = state.progress
-    past = usual(policy.past, policy.key(state.run.rung))
+    past = usual(policy.past, policy.history_key(state.run.rung))
     coming = heart.weights if heart.phase is Phase.WEIGHTS else None
     total = heart.weights_bytes or 0
     percent = weights.percent(coming, total) if coming else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
-from mgpu_llm.core import judging, outlook, stall
+from mgpu_llm.core import decision, judging, known_good, outlook, planning, stall, starting
+from mgpu_llm.core.ladder import BASE, Rung
 from mgpu_llm.core.launch import differences
 from mgpu_llm.core.states import (
     Backoff,
@@ -20,7 +21,7 @@ from mgpu_llm.core.states import (
     Stopped,
     Terminating,
 )
-from mgpu_llm.core.status import AttemptStatus, GpuStatus, RungStatus, Status
+from mgpu_llm.core.status import AttemptStatus, Degradation, GpuStatus, RungStatus, Status
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Identity:
 
 def status(state: State, policy: Policy, at: float, identity: Identity) -> Status:
     """Everything there is to tell at `at`, seconds on the clock of the events."""
-    rung, base = policy.rungs[state.run.rung], policy.rungs[0]
+    rung = state.run.rung
     heart = state.progress if isinstance(state, Starting | Ready) else None
     patience_s, seen = None, None
     if isinstance(state, Starting):
@@ -50,8 +51,9 @@ def status(state: State, policy: Policy, at: float, identity: Identity) -> Statu
         pid=state.pid if isinstance(state, Starting | Ready) else None,
         attempt=state.run.attempt,
         rung=rung.name,
-        degraded=isinstance(state, Ready) and state.run.rung > 0,
-        changes=() if idle else differences(base.launch, rung.launch),
+        degraded=isinstance(state, Ready) and rung != BASE,
+        degradation=_degradation(state, policy),
+        changes=() if idle else _changes(rung, policy),
         cost="" if idle else rung.cost,
         phase=_phase(state),
         elapsed_s=at - _since(state, at),
@@ -82,18 +84,41 @@ def status(state: State, policy: Policy, at: float, identity: Identity) -> Statu
 
 
 def ladder(state: State, policy: Policy) -> tuple[RungStatus, ...]:
-    """The rungs as they would be tried, the base first. One that is stopped would begin on the base again."""
-    run, here = state.run, None if isinstance(state, Stopped) else state.run.rung
-    tried = {ended.rung for ended in run.ended if ended.diagnosis is not None}
+    """The rungs from the base on: those tried, the one that is current, and those that would follow it for causes that nobody
+    knows."""
+    run, here = state.run, state.run.rung
+    if isinstance(state, Stopped):
+        begins = known_good.begin(run.known, policy.ladder, boot=policy.boot, up_after=policy.up_after)
+        run, here = Run(), begins.rung
+    tried = [ended.rung for ended in decision.failed_in_a_row(run)] if run.tries or run.deaths else []
+    walked = [BASE, *(rung for rung in tried if rung != here), here]
+    before = [rung for number, rung in enumerate(walked) if rung not in walked[:number]]
+    after = [step.rung for step in planning.walk(policy, run, here)]
+    first = "next" if isinstance(state, Stopped) else "current"
     return tuple(
-        RungStatus(
-            name=rung.name,
-            changes=differences(policy.rungs[0].launch, rung.launch),
-            cost=rung.cost,
-            standing=_standing(index, here, tried_before=rung.name in tried),
+        RungStatus(name=rung.name, changes=_changes(rung, policy), cost=rung.cost, standing=standing)
+        for rung, standing in (
+            *((rung, first if rung == here else "tried" if rung in tried else "passed") for rung in before),
+            *((rung, "next" if first == "current" and rung == after[0] else "later") for rung in after),
         )
-        for index, rung in enumerate(policy.rungs)
     )
+
+
+def _degradation(state: State, policy: Policy) -> Degradation | None:
+    if not isinstance(state, Ready) or state.run.known is None:
+        return None
+    known, rung = state.run.known, state.run.rung
+    return Degradation(
+        since=known.since,
+        cause=known.cause,
+        changes=_changes(rung, policy),
+        cost=rung.cost,
+        way_back=starting.WAY_BACK,
+    )
+
+
+def _changes(rung: Rung, policy: Policy) -> tuple[str, ...]:
+    return differences(policy.ladder.base, policy.launch(rung))
 
 
 def state_name(state: State) -> str:
@@ -103,13 +128,13 @@ def state_name(state: State) -> str:
 
 def headline(state: State, policy: Policy, at: float) -> str:
     """One line that says it all: for STATUS= and the first line of `mgpuctl status`."""
-    rung = policy.rungs[state.run.rung]
+    rung = state.run.rung
     where = f"attempt {state.run.attempt} on rung {rung.name}"
     match state:
         case Starting():
             quiet = f", quiet for {state.progress.quiet_s:.0f} s" if state.progress.quiet_s >= 3 else ""
             return f"loading: {outlook.of(state, policy, at).words}, {at - state.since:.0f} s, {where}{quiet}"
-        case Ready() if state.run.rung:
+        case Ready() if rung != BASE:
             return f"ready, degraded: rung {rung.name} ({rung.cost}), attempt {state.run.attempt}"
         case Ready():
             return f"ready: {where}"
@@ -140,14 +165,6 @@ def _since(state: State, at: float) -> float:
     return state.since if isinstance(state, Starting | Ready | Killing) else at
 
 
-def _standing(index: int, here: int | None, *, tried_before: bool) -> str:
-    if index == here:
-        return "current"
-    if index == (0 if here is None else here + 1):
-        return "next"
-    return "tried" if tried_before else "later"
-
-
 def _current(state: State, rung: str, at: float) -> tuple[AttemptStatus, ...]:
     if not isinstance(state, Starting | Ready):
         return ()
@@ -173,7 +190,7 @@ def _ended(ended: Ended, at: float) -> AttemptStatus:
     found = ended.diagnosis
     return AttemptStatus(
         number=ended.number,
-        rung=ended.rung,
+        rung=ended.rung.name,
         outcome=ended.outcome,
         phase=ended.phase,
         duration_s=ended.duration_s,

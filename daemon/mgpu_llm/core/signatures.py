@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 
 from mgpu_llm.core import anchors
 from mgpu_llm.core.engine_log import Phase
+from mgpu_llm.core.remedies import Want
 
 E = TypeVar("E", bound=StrEnum)
 #: So much of a line is searched: longer ones are data that somebody printed, and take long.
@@ -58,27 +59,6 @@ class Group(StrEnum):
     MODEL = "model"
     PLATFORM = "platform"
     SLOW = "slow"
-
-
-class Want(StrEnum):
-    """What may cure a cause. A row lists them in the order in which they are worth trying; `plain-retry` as often as it is
-    worth a try."""
-
-    PLAIN_RETRY = "plain-retry"
-    TRANSPORT = "transport"
-    CUSTOM_ALL_REDUCE = "custom-all-reduce"
-    NVLS = "nvls"
-    CUMEM = "cumem"
-    SHM = "shm"
-    NETWORK_INTERFACE = "network-interface"
-    MEMORY_LOWER = "memory-lower"
-    MEMORY_RAISE = "memory-raise"
-    CONTEXT_LENGTH = "context-length"
-    EAGER = "eager"
-    AUTOTUNE = "autotune"
-    FEWER_GPUS = "fewer-gpus"
-    OTHER_GPU = "other-gpu"
-    STOP = "stop"
 
 
 class Gpus(StrEnum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final, assert_never
 
-from mgpu_llm.core import decision, diagnosis, judging, kernel, progress, stall
+from mgpu_llm.core import decision, diagnosis, judging, kernel, known_good, progress, stall
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.effects import (
     Announce,
@@ -15,6 +15,7 @@ from mgpu_llm.core.effects import (
     NotifyReady,
     ProbeCompletion,
     ProbeHealth,
+    RememberRung,
     RememberStart,
     SpawnEngine,
 )
@@ -35,6 +36,8 @@ from mgpu_llm.core.events import (
     StacksTaken,
     Ticked,
 )
+from mgpu_llm.core.known_good import KnownGood
+from mgpu_llm.core.ladder import BASE, Rung
 from mgpu_llm.core.launch import differences
 from mgpu_llm.core.states import Policy, Ready, Run, Starting, State
 
@@ -45,22 +48,46 @@ EXTEND_EVERY_S: Final = 5.0
 #: What is asked for beyond the phase's patience, so that a verdict, its evidence, the kill and the next spawn fit in.
 EXTEND_SLACK_S: Final = 85.0
 
+#: How an engine that serves on a rung of ours comes back to the admin's own settings.
+WAY_BACK: Final = "remove the cause, then: mgpuctl forget && mgpuctl restart"
+
 Step = tuple[State, tuple[Effect, ...]]
 Outcome = Step | Diagnosis
 
 
-def begin(run: Run, rung: int, at: float, policy: Policy) -> Step:
+def begin_anew(run: Run, at: float, policy: Policy) -> Step:
+    """Begin because somebody wants it: where the last start served, or one rung above that to see whether it can be had again."""
+    beginning = known_good.begin(run.known, policy.ladder, boot=policy.boot, up_after=policy.up_after)
+    run = replace(run.asked_anew(), known=beginning.known)
+    if beginning.known is None:
+        return begin(run, beginning.rung, at, policy)
+    facts: dict[str, object] = {
+        "rung": beginning.known.rung,
+        "since": beginning.known.since,
+        "cause": beginning.known.cause,
+    }
+    if beginning.trial:
+        run = replace(run, trial=policy.ladder.rung(beginning.known.rung))
+        facts["trying"] = f"rung {beginning.rung.name} once, to see whether it serves again"
+    else:
+        facts["forget"] = "mgpuctl forget"
+    state, effects = begin(run, beginning.rung, at, policy)
+    remembered = Announce(name="rung.remembered", facts=facts)
+    return state, (remembered, *effects, RememberRung(known=beginning.known))
+
+
+def begin(run: Run, rung: Rung, at: float, policy: Policy) -> Step:
     """Begin one more attempt, on `rung`. A new attempt is progress: the last one has been judged and cleared away."""
     run = decision.begun(run, rung)
-    chosen = policy.rungs[rung]
-    facts: dict[str, object] = {"attempt": run.attempt, "rung": chosen.name}
-    if changes := differences(policy.rungs[0].launch, chosen.launch):
+    launch = policy.launch(rung)
+    facts: dict[str, object] = {"attempt": run.attempt, "rung": rung.name}
+    if changes := differences(policy.ladder.base, launch):
         facts["changes"] = "; ".join(changes)
     heart = progress.begin(at, policy.weights_bytes)
     return Starting(run=run, since=at, progress=heart, extended_at=at), (
-        Announce(name="engine.starting", level=Level.WARNING if rung else Level.INFO, facts=facts),
+        Announce(name="engine.starting", level=Level.INFO if rung == BASE else Level.WARNING, facts=facts),
         ExtendTimeout(seconds=EXTEND_SLACK_S),
-        SpawnEngine(attempt=run.attempt, launch=chosen.launch),
+        SpawnEngine(attempt=run.attempt, launch=launch),
     )
 
 
@@ -163,9 +190,9 @@ def _after_completion(state: Starting, event: CompletionProbed, policy: Policy) 
         if event.hopeless and _may_serve(state):
             return diagnosis.of_refused_completion(event.detail)
         return replace(state, probing=False, probe_at=event.at + PROBE_EVERY_S), ()
-    rung, base = policy.rungs[state.run.rung], policy.rungs[0]
+    rung, known = state.run.rung, _known(state.run, event.at, policy)
     ready = Ready(
-        run=replace(state.run, tries=0, tries_on_rung=0),
+        run=replace(state.run, tries=0, trial=None, known=known),
         since=event.at,
         spawned_at=state.since,
         progress=state.progress,
@@ -178,16 +205,37 @@ def _after_completion(state: Starting, event: CompletionProbed, policy: Policy) 
         "after_s": round(event.at - state.since, 1),
     }
     announced = [Announce(name="engine.ready", facts=facts)]
-    if state.run.rung:
-        lost = {"rung": rung.name, "changes": "; ".join(differences(base.launch, rung.launch)), "cost": rung.cost}
+    if known is not None:
+        lost = {
+            "rung": rung.name,
+            "changes": "; ".join(differences(policy.ladder.base, policy.launch(rung))),
+            "cost": rung.cost,
+            "since": known.since,
+            "cause": known.cause,
+            "way_back": WAY_BACK,
+        }
         announced.append(Announce(name="engine.degraded", level=Level.WARNING, facts=lost))
-    return ready, (*announced, NotifyReady(), _remembered(state, event.at, policy))
+    remembered = () if known == state.run.known else (RememberRung(known=known),)
+    return ready, (*announced, NotifyReady(), *remembered, _remembered(state, event.at, policy))
+
+
+def _known(run: Run, at: float, policy: Policy) -> KnownGood | None:
+    """A rung of ours that was not remembered was come to by the failure before it, unless it was only tried."""
+    failed = [ended.diagnosis.cause for ended in run.ended if ended.diagnosis is not None]
+    return known_good.served(
+        run.known,
+        run.rung,
+        cause=failed[-1] if failed and run.trial is None else "",
+        key=policy.key,
+        utc_s=policy.utc_s + at,
+        boot=policy.boot,
+    )
 
 
 def _remembered(state: Starting, at: float, policy: Policy) -> RememberStart:
     heart = state.progress
     return RememberStart(
-        launch=policy.key(state.run.rung),
+        launch=policy.history_key(state.run.rung),
         duration_s=at - state.since,
         phase_s={phase.label: end - since for phase, since, end in heart.spans(at)},
         quiet_s={phase.label: quiet_s for phase, quiet_s in heart.longest_quiet.items()},

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from mgpu_llm.core import launch as launches
 from mgpu_llm.core import stall
 from mgpu_llm.core.diagnosis import Clue, Diagnosis
 from mgpu_llm.core.engine_log import Line, Phase
-from mgpu_llm.core.history import PastStart, longest_quiet
-from mgpu_llm.core.ladder import Rung
+from mgpu_llm.core.history import PastStart, launch_key, longest_quiet
+from mgpu_llm.core.known_good import KnownGood
+from mgpu_llm.core.ladder import BASE, Ladder, Rung
+from mgpu_llm.core.launch import Launch, Server
 from mgpu_llm.core.progress import Progress
 from mgpu_llm.core.stall import DEFAULT_PATIENCE_S
 from mgpu_llm.core.suspicion import Suspicion
@@ -21,14 +24,19 @@ LONGEST_HISTORY = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What the config decided, and what this host's own starts have taught. Times are seconds. `rungs[0]` is the base: the
-    admin's own settings, and `keys` are their keys in the history (`history.launch_key`). `weights_bytes` is the size of
-    the model's files, None where it is not known. `incidents` is the folder in which failed attempts are kept, "" where none
-    are, and `utc_s` what the wall clock said (seconds since 1970) when the events' clock was at 0."""
+    """What the config decided, and what this host's own starts have taught. Times are seconds. `server` and `uuids` (by entry of
+    CUDA_VISIBLE_DEVICES) are there to tell launches apart in the history. `weights_bytes` is the size of the model's files, None
+    where it is not known. `incidents` is the folder in which failed attempts are kept, "" where none are, and `utc_s` what the
+    wall clock said (seconds since 1970) when the events' clock was at 0. `key` is what a rung that serves depends on, `boot` the
+    boot of this host; after `up_after` planned starts one rung up is tried (0: never). `seed` makes the jitter."""
 
-    rungs: tuple[Rung, ...]
+    ladder: Ladder
     patience: Mapping[Phase, float] = field(default_factory=lambda: dict(DEFAULT_PATIENCE_S))
-    keys: tuple[str, ...] = ()
+    server: Server | None = None
+    uuids: Mapping[str, str] = field(default_factory=dict)
+    key: Mapping[str, str] = field(default_factory=dict)
+    boot: str = ""
+    up_after: int = 10
     incidents: str = ""
     utc_s: float = 0.0
     past: tuple[PastStart, ...] = ()
@@ -36,9 +44,12 @@ class Policy:
     look_at_stacks: bool = True
     weights_bytes: int | None = None
     attempts: int = 12
+    tries_per_cause: int = 8
     crashes_per_rung: int = 2
     backoff_s: float = 2.0
     backoff_ceiling_s: float = 60.0
+    backoff_jitter: float = 0.0
+    seed: int = 0
     probe_interval_s: float = 10.0
     failed_probes: int = 3
     deaths: int = 3
@@ -46,9 +57,16 @@ class Policy:
     stop_grace_s: float = 20.0
     kill_deadline_s: float = 30.0
 
-    def key(self, rung: int) -> str:
+    def launch(self, rung: Rung) -> Launch:
+        return self.ladder.launch(rung)
+
+    def history_key(self, rung: Rung) -> str:
         """The key of a rung's launch in the history, "" where there is none."""
-        return self.keys[rung] if rung < len(self.keys) else ""
+        if self.server is None:
+            return ""
+        launch = self.launch(rung)
+        gpus = [self.uuids.get(gpu, gpu) for gpu in launch.gpus or ()]
+        return launch_key(launches.argv(self.server, launch), launch.env, gpus)
 
     @cached_property
     def allowed(self) -> Mapping[Phase, float]:
@@ -64,7 +82,7 @@ class Ended:
     `incident` the id under which its evidence is kept, "" where it is not."""
 
     number: int
-    rung: str
+    rung: Rung
     outcome: str
     phase: str
     ended_at: float
@@ -75,20 +93,22 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What lasts over attempts. `tries` counts attempts since the engine last served or somebody asked for it,
-    `tries_on_rung` those on this rung; `deaths` counts engines in a row that died soon after they had begun to serve."""
+    """What lasts over attempts. `tries` counts attempts since the engine last served or somebody asked for it, `deaths` engines
+    in a row that died soon after they had begun to serve. `known` is the rung that served last; while this attempt only tries
+    whether the rung above it serves again, `trial` is where to go back to."""
 
     attempt: int = 0
-    rung: int = 0
+    rung: Rung = BASE
     tries: int = 0
-    tries_on_rung: int = 0
     deaths: int = 0
     ended: tuple[Ended, ...] = ()
     lines_dropped: int = 0
+    known: KnownGood | None = None
+    trial: Rung | None = None
 
     def asked_anew(self) -> Run:
         """Somebody wants it to run: what failed before does not count against the new attempts."""
-        return replace(self, tries=0, tries_on_rung=0, deaths=0)
+        return replace(self, tries=0, deaths=0, trial=None)
 
     def closed(self, ended: Ended) -> Run:
         return replace(self, ended=(*self.ended, ended)[-LONGEST_HISTORY:])
@@ -103,8 +123,13 @@ class Run:
 class Try:
     """After this: another attempt on rung `rung`, `delay_s` later."""
 
-    rung: int
+    rung: Rung
     delay_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anew:
+    """After this: a planned start, which begins where the last one served."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +147,7 @@ class Fail:
     message: str
 
 
-Next = Try | Rest | Fail
+Next = Try | Anew | Rest | Fail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +214,7 @@ class Backoff:
     """The next attempt, on `rung`, waits until `until`."""
 
     run: Run
-    rung: int
+    rung: Rung
     until: float
 
 

@@ -60,8 +60,20 @@ class AttemptStatus:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Degradation:
+    """What an engine that serves on a rung of ours has given up: since when that rung has served (UTC), the `cause` why the
+    admin's own settings did not, what it `cost`s, and how to come back."""
+
+    since: str
+    cause: str
+    changes: tuple[str, ...]
+    cost: str
+    way_back: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RungStatus:
-    """One rung as it would be tried. `standing`: tried, current, next, later."""
+    """One rung as it would be tried where the cause is not known. `standing`: tried, current, next, later."""
 
     name: str
     changes: tuple[str, ...]
@@ -103,3 +115,4 @@ class Status:
     weights_bytes_per_s: float | None = None
     left_s: float | None = None
     suspicion: str = ""
+    degradation: Degradation | None = None

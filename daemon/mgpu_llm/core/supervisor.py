@@ -11,10 +11,11 @@ from typing import assert_never
 
 from mgpu_llm.core import decision, ending, serving, starting
 from mgpu_llm.core.diagnosis import Diagnosis
-from mgpu_llm.core.effects import Announce, Exit, NotifyStopping
+from mgpu_llm.core.effects import Announce, Exit, NotifyStopping, RememberRung
 from mgpu_llm.core.events import (
     EngineEvent,
     Event,
+    ForgetRequested,
     LinesDropped,
     RestartRequested,
     StartRequested,
@@ -23,6 +24,7 @@ from mgpu_llm.core.events import (
 )
 from mgpu_llm.core.starting import Step
 from mgpu_llm.core.states import (
+    Anew,
     Backoff,
     Failed,
     Killing,
@@ -41,6 +43,8 @@ def step(state: State, event: Event, policy: Policy) -> Step:
     """Take one event into account. Events of a dead attempt change nothing."""
     if isinstance(event, EngineEvent) and event.attempt != state.run.attempt:
         return state, ()
+    if isinstance(event, ForgetRequested):
+        return _forget(state, event)
     if isinstance(event, LinesDropped):
         return replace(state, run=replace(state.run, lines_dropped=state.run.lines_dropped + event.count)), ()
     match state:
@@ -62,10 +66,18 @@ def step(state: State, event: Event, policy: Policy) -> Step:
             assert_never(unreachable)
 
 
+def _forget(state: State, event: ForgetRequested) -> Step:
+    known = state.run.known
+    if known is None:
+        return state, ()
+    forgotten = Announce(name="rung.forgotten", facts={"rung": known.rung, "why": f"asked by {event.by}"})
+    return replace(state, run=replace(state.run, known=None)), (forgotten, RememberRung(known=None))
+
+
 def _stopped(state: Stopped, event: Event, policy: Policy) -> Step:
     match event:
         case StartRequested() | RestartRequested():
-            return starting.begin(state.run.asked_anew(), 0, event.at, policy)
+            return starting.begin_anew(state.run, event.at, policy)
         case StopRequested(final=True):
             return state, (NotifyStopping(), Exit(status=0))
         case _:
@@ -75,10 +87,9 @@ def _stopped(state: Stopped, event: Event, policy: Policy) -> Step:
 def _starting(state: Starting, event: Event, policy: Policy) -> Step:
     match event:
         case StopRequested():
-            return ending.kill_load(state, event.at, Rest(final=event.final), f"stopped by {event.by}", policy)
+            return ending.kill_load(state, event.at, Rest(final=event.final), f"stopped by {event.by}")
         case RestartRequested():
-            then = Try(rung=state.run.rung, delay_s=0.0)
-            return ending.kill_load(state, event.at, then, f"restarted by {event.by}", policy)
+            return ending.kill_load(state, event.at, Anew(), f"restarted by {event.by}")
         case _:
             outcome = starting.take(state, event, policy)
             if isinstance(outcome, Diagnosis):
@@ -87,8 +98,8 @@ def _starting(state: Starting, event: Event, policy: Policy) -> Step:
 
 
 def _failed_load(state: Starting, at: float, found: Diagnosis, policy: Policy) -> Step:
-    run = state.run.closed(ending.ended(state.run, state.since, state.progress.phase.label, at, found, policy))
-    return ending.after_verdict(run, at, found, decision.after_failed_load(run, found, policy), policy)
+    run = state.run.closed(ending.ended(state.run, state.since, state.progress.phase.label, at, found))
+    return ending.after_verdict(run, at, found, decision.after_failed_load(run, policy), policy)
 
 
 def _ready(state: Ready, event: Event, policy: Policy) -> Step:
@@ -96,8 +107,7 @@ def _ready(state: Ready, event: Event, policy: Policy) -> Step:
         case StopRequested():
             return ending.terminate(state, event.at, Rest(final=event.final), f"stopped by {event.by}", policy)
         case RestartRequested():
-            then = Try(rung=state.run.rung, delay_s=0.0)
-            return ending.terminate(state, event.at, then, f"restarted by {event.by}", policy)
+            return ending.terminate(state, event.at, Anew(), f"restarted by {event.by}", policy)
         case _:
             outcome = serving.take(state, event, policy)
             if isinstance(outcome, Diagnosis):
@@ -106,10 +116,10 @@ def _ready(state: Ready, event: Event, policy: Policy) -> Step:
 
 
 def _died(state: Ready, at: float, found: Diagnosis, policy: Policy) -> Step:
-    run = state.run.closed(ending.ended(state.run, state.spawned_at, "serving", at, found, policy))
+    run = state.run.closed(ending.ended(state.run, state.spawned_at, "serving", at, found))
     lasted = at - state.since >= policy.deaths_window_s
     run = replace(run, deaths=1 if lasted else run.deaths + 1)
-    then = decision.after_death(run, found, policy)
+    then = decision.after_death(run, policy)
     if isinstance(then, Try) and then.rung != run.rung:
         run = replace(run, deaths=0)
     return ending.after_verdict(run, at, found, then, policy)
@@ -119,8 +129,10 @@ def _backoff(state: Backoff, event: Event, policy: Policy) -> Step:
     match event:
         case Ticked() if event.at >= state.until:
             return starting.begin(state.run, state.rung, event.at, policy)
-        case StartRequested() | RestartRequested():
+        case StartRequested():
             return starting.begin(state.run.asked_anew(), state.rung, event.at, policy)
+        case RestartRequested():
+            return starting.begin_anew(state.run, event.at, policy)
         case StopRequested():
             last = (NotifyStopping(), Exit(status=0)) if event.final else (Announce(name="engine.stopped"),)
             return Stopped(run=state.run), last
