@@ -32,7 +32,7 @@ from mgpu_llm.adapters.recorder import Recorder
 from mgpu_llm.core import recording, supervisor
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.events import EngineSpawned, Event, LineRead, StartRequested, Ticked
-from mgpu_llm.core.ladder import BASE, Kind, Rung
+from mgpu_llm.core.ladder import Ladder
 from mgpu_llm.core.launch import Launch
 from mgpu_llm.core.states import Policy, Starting, State, Stopped
 from mgpu_llm.observer import Observer
@@ -167,7 +167,7 @@ def _thread_times() -> dict[str, float]:
 async def _loop(events: asyncio.Queue[Event], recorder: Recorder, gpus: tuple[str, ...], for_s: float) -> Counter[str]:
     """The runner's way of an event, with a patience that does not end, and without effects."""
     launch = Launch(gpus=gpus, tensor_parallel=len(gpus), utilisation=0.9)
-    policy = Policy(rungs=(Rung(name=BASE, kind=Kind.BASE, launch=launch),), patience=dict.fromkeys(Phase, 1e6))
+    policy = Policy(ladder=Ladder(base=launch), patience=dict.fromkeys(Phase, 1e6))
     now = time.monotonic()
     state, _ = supervisor.step(Stopped(), StartRequested(at=now), policy)
     state, _ = supervisor.step(state, EngineSpawned(at=now, attempt=1, pid=1), policy)

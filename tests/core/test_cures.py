@@ -65,7 +65,7 @@ def test_a_known_cause_takes_only_what_it_wants_in_its_own_order() -> None:
 
 def test_the_same_is_tried_again_as_often_as_the_cause_wants_and_at_the_place_where_it_wants_it() -> None:
     assert walk(cause(Want.PLAIN_RETRY, Want.PLAIN_RETRY)) == ["again", "again"]
-    assert walk(cause(Want.PLAIN_RETRY, Want.EAGER)) == ["again", "eager", ["eager", "again"][1]]
+    assert walk(cause(Want.PLAIN_RETRY, Want.EAGER)) == ["again", "eager"]
     assert walk(cause(Want.NETWORK_INTERFACE, Want.PLAIN_RETRY)) == ["loopback", "again"]
 
 
