@@ -32,7 +32,7 @@ from mgpu_llm.adapters.recorder import Recorder
 from mgpu_llm.core import recording, supervisor
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.events import EngineSpawned, Event, LineRead, StartRequested, Ticked
-from mgpu_llm.core.ladder import Ladder
+from mgpu_llm.core.ladder import BASE, Ladder
 from mgpu_llm.core.launch import Launch
 from mgpu_llm.core.states import Policy, Starting, State, Stopped
 from mgpu_llm.observer import Observer
@@ -171,7 +171,7 @@ async def _loop(events: asyncio.Queue[Event], recorder: Recorder, gpus: tuple[st
     now = time.monotonic()
     state, _ = supervisor.step(Stopped(), StartRequested(at=now), policy)
     state, _ = supervisor.step(state, EngineSpawned(at=now, attempt=1, pid=1), policy)
-    recorder.begin(1, now, recording.note(0, "attempt", format=recording.FORMAT, rung=BASE))
+    recorder.begin(1, now, recording.note(0, "attempt", format=recording.FORMAT, rung=BASE.name))
     ticking, counts = asyncio.create_task(_tick(events)), Counter[str]()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(for_s):
