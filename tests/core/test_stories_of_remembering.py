@@ -170,6 +170,10 @@ def test_what_is_forgotten_on_request_is_gone_for_the_next_start_and_changes_not
     assert world.announced("rung.forgotten")[0].facts == {"rung": "p2p-off", "why": "asked by mgpuctl"}
     assert isinstance(world.state, Ready)
     assert world.rung == "p2p-off"
+    told = report.status(world.state, world.policy, world.at, IDENTITY)
+    assert told.degraded
+    assert told.degradation is not None
+    assert (told.degradation.since[:11], told.degradation.cause) == ("2026-11-24T", "")
     world.send(RestartRequested(at=world.at, by="mgpuctl"))
     world.exits(0).gone()
     assert world.rung == "base"

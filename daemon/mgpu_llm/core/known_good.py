@@ -64,9 +64,13 @@ def served(
         return None
     if known is not None and known.rung == rung.name:
         return replace(known, key=key)
-    since = datetime.fromtimestamp(utc_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     cause = cause or (known.cause if known is not None else "")
-    return KnownGood(rung=rung.name, since=since, cause=cause, key=key, boot=boot)
+    return KnownGood(rung=rung.name, since=utc_text(utc_s), cause=cause, key=key, boot=boot)
+
+
+def utc_text(utc_s: float) -> str:
+    """Seconds since 1970 as "2026-11-24T21:05:00Z"."""
+    return datetime.fromtimestamp(utc_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def changes(known: KnownGood, key: Mapping[str, str]) -> tuple[str, ...]:

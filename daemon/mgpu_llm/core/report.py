@@ -105,12 +105,14 @@ def ladder(state: State, policy: Policy) -> tuple[RungStatus, ...]:
 
 
 def _degradation(state: State, policy: Policy) -> Degradation | None:
-    if not isinstance(state, Ready) or state.run.known is None:
+    rung = state.run.rung
+    if not isinstance(state, Ready) or rung == BASE:
         return None
-    known, rung = state.run.known, state.run.rung
+    # Where it was forgotten on request it serves so all the same, until it is started anew.
+    known = state.run.known
     return Degradation(
-        since=known.since,
-        cause=known.cause,
+        since=known.since if known is not None else known_good.utc_text(policy.utc_s + state.since),
+        cause=known.cause if known is not None else "",
         changes=_changes(rung, policy),
         cost=rung.cost,
         way_back=starting.WAY_BACK,
