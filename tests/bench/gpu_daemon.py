@@ -1,10 +1,10 @@
 """mgpud itself over the real vLLM on two GPUs that are broken on purpose: what it noticed, when, and how it came to service.
 
-    PYTHONPATH=SITE:daemon:. python3 -m tests.bench.gpu_daemon --out FOLDER --model FOLDER [--budget S] [FAULT...]
+    PYTHONPATH=SITE:daemon:. python3 -m tests.bench.gpu_daemon --out FOLDER --model FOLDER [OPTION...] [FAULT...]
 
 For each fault of tests/support/fault_plugin_cuda ("none" is a healthy engine) one life of the daemon: it is started, waited for
-until it serves or gives up, asked for its status, and stopped. FOLDER gets each life's log, recordings and last status, and
-summary.txt.
+until it serves or gives up, asked for its status, and stopped. With --again there is a second life with the same state
+folder, which knows what served. FOLDER gets each life's log and last status, recordings, incidents and summary.txt.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,14 +31,15 @@ POLL_S: Final = 0.5
 STOP_S: Final = 90.0
 
 
-def config(folder: Path, model: Path, fault: str) -> str:
+def config(folder: Path, model: Path, fault: str, args: Sequence[str]) -> str:
     """The daemon's config for one life, as TOML."""
     path = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(FAULT_PLUGIN)])
     env = {**ENGINE_ENV, "PYTHONPATH": path, **({} if fault == "none" else {"MGPU_FAULT": fault})}
     return "\n".join(
         [
             f'[model]\npath = "{model}"\nserved_name = "m"',
-            f'[engine]\npython = "{sys.executable}"\nport = {free_port()}\nargs = ["--max-model-len", "4096"]',
+            f'[engine]\npython = "{sys.executable}"\nport = {free_port()}',
+            f"args = {json.dumps(['--max-model-len', '4096', *args])}",
             "[engine.env]",
             *(f"{name} = {json.dumps(value)}" for name, value in env.items()),
             "[gpus]\nuse = [0, 1]\nmemory_utilisation = 0.9",
@@ -47,14 +48,23 @@ def config(folder: Path, model: Path, fault: str) -> str:
     )
 
 
-def live(out: Path, model: Path, fault: str, limit_s: float) -> str:
-    """One life; returns what came of it."""
+def lives(given: argparse.Namespace, fault: str, limit_s: float) -> Iterator[str]:
+    """What came of each life."""
     folder = Path(tempfile.mkdtemp(prefix="mgpu-"))
-    (folder / "mgpu-llm.toml").write_text(config(folder, model, fault), encoding="utf-8")
+    (folder / "mgpu-llm.toml").write_text(config(folder, given.model.resolve(), fault, given.arg), encoding="utf-8")
+    began = time.monotonic()
+    for name in (fault, f"{fault}-again") if given.again else (fault,):
+        yield live(given.out, folder, name, limit_s - (time.monotonic() - began))
+    shutil.copytree(folder / "state", given.out / f"{fault}-state", dirs_exist_ok=True)
+    shutil.rmtree(folder)
+
+
+def live(out: Path, folder: Path, name: str, limit_s: float) -> str:
+    """One life with the config in `folder`; returns what came of it."""
     client, began = Client(str(folder / "run" / SOCKET_NAME)), time.monotonic()
     status: dict[str, Any] = {}
     out.mkdir(parents=True, exist_ok=True)
-    with (out / f"{fault}.log").open("wb") as log:
+    with (out / f"{name}.log").open("wb") as log:
         daemon = subprocess.Popen(
             [sys.executable, "-m", "mgpu_llm", "--config", folder / "mgpu-llm.toml"], stdout=log, stderr=log
         )
@@ -71,10 +81,8 @@ def live(out: Path, model: Path, fault: str, limit_s: float) -> str:
         except subprocess.TimeoutExpired:
             daemon.kill()
             ended = "had to be killed"
-    (out / f"{fault}.json").write_text(json.dumps(status, indent=1), encoding="utf-8")
-    shutil.copytree(folder / "state", out / f"{fault}-state", dirs_exist_ok=True)
-    shutil.rmtree(folder)
-    return f"{fault}: {_told(status)}; {ready_s:.0f} s in all; {ended}"
+    (out / f"{name}.json").write_text(json.dumps(status, indent=1), encoding="utf-8")
+    return f"{name}: {_told(status)}; {ready_s:.0f} s in all; {ended}"
 
 
 def _told(status: Mapping[str, Any]) -> str:
@@ -90,13 +98,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--budget", type=float, default=900.0, help="seconds for all of them, default %(default)s")
+    parser.add_argument("--again", action="store_true", help="a second life with the same state folder")
+    parser.add_argument("--arg", action="append", default=[], help="one more argument for the engine")
     parser.add_argument("faults", nargs="*", metavar="FAULT", help=f"of {', '.join(FAULTS)}; without: all")
     given = parser.parse_args()
     until, told = time.monotonic() + given.budget, list[str]()
     for fault in given.faults or FAULTS:
-        told.append(live(given.out, given.model.resolve(), fault, until - time.monotonic() - 20))
-        print(told[-1], flush=True)
-        (given.out / "summary.txt").write_text("\n".join(told) + "\n", encoding="utf-8")
+        for came in lives(given, fault, until - time.monotonic() - 20):
+            told.append(came)
+            print(came, flush=True)
+            (given.out / "summary.txt").write_text("\n".join(told) + "\n", encoding="utf-8")
     return 0
 
 
