@@ -56,6 +56,32 @@ def test_the_oldest_go_when_there_are_too_many_or_too_much(tmp_path: Path) -> No
     assert names(tmp_path) == [FIRST.replace("-a1-", "-a9-"), THIRD]
 
 
+def test_after_the_clock_was_set_back_the_newest_is_still_the_last_and_the_oldest_goes_first(tmp_path: Path) -> None:
+    ahead, *behind = (f"20{year}1124T210500Z-a1-engine-exited" for year in (99, 26, 27, 25, 24))
+    incidents(tmp_path).keep(ahead, FILES)
+    next_century = 4_000_000_000
+    os.utime(tmp_path / ahead / "incident.json", (next_century, next_century))
+    for name in behind:
+        # Each by another life of the daemon.
+        assert incidents(tmp_path, keep=4).keep(name, FILES)
+        assert incidents(tmp_path).find("last").name == name
+    assert [told["id"] for told in incidents(tmp_path).listed()] == behind
+    # A note that somebody puts into one does not make it the newest.
+    (tmp_path / behind[0] / "notes.txt").touch()
+    os.utime(tmp_path / behind[0], (next_century * 2, next_century * 2))
+    assert incidents(tmp_path).find("last").name == behind[-1]
+
+
+def test_one_without_its_document_counts_as_the_oldest(tmp_path: Path) -> None:
+    kept = incidents(tmp_path, keep=2)
+    for name in (FIRST, SECOND):
+        kept.keep(name, FILES)
+    (tmp_path / SECOND / "incident.json").unlink()
+    assert kept.find("last").name == FIRST
+    kept.keep(THIRD, FILES)
+    assert names(tmp_path) == [FIRST, THIRD]
+
+
 def test_what_a_killed_daemon_left_half_done_is_removed_at_the_start_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / f".new-{FIRST}").mkdir()
     (tmp_path / f".new-{FIRST}" / "engine.log").touch()

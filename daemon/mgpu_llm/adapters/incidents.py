@@ -1,6 +1,9 @@
 """The evidence of failed attempts on disk: one folder each, named by its id, below `<state_dir>/incidents`.
 
 All methods block for the disk and belong to threads other than the loop's. What has not the name of an incident is never touched.
+
+Which is older is told by the time of `incident.json`, which each gets later than all before it: their names are of a clock that
+may have been set back.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ DOCUMENT: Final = "incident.json"
 MOST_BYTES: Final = 8 << 20
 #: How the name of one that is not yet whole begins.
 UNFINISHED: Final = ".new-"
+#: So much later than the one before, where the clock says earlier; a disk may know whole seconds only.
+LATER_NS: Final = 2 * 10**9
 
 log = structlog.get_logger()
 
@@ -68,6 +73,7 @@ class Incidents:
                 fresh.mkdir(mode=0o750)
                 for file, content in files.items():
                     _write(fresh / file, content)
+                self._make_newest(fresh)
                 fresh.rename(folder / name)
             except OSError as error:
                 shutil.rmtree(fresh, ignore_errors=True)
@@ -123,16 +129,22 @@ class Incidents:
             shutil.rmtree(path)
             del sizes[path]
 
+    def _make_newest(self, fresh: Path) -> None:
+        newest = max(map(_written_ns, self._entries()), default=0)
+        if 0 < _written_ns(fresh) <= newest:
+            os.utime(fresh / DOCUMENT, ns=(newest + LATER_NS, newest + LATER_NS))
+
     def _entries(self, beginning: str = "") -> list[Path]:
         """Folders with names of incidents, oldest first."""
         if self.folder is None or not self.folder.exists():
             return []
-        return sorted(
+        found = (
             path
             for path in self.folder.iterdir()
             if path.name.startswith(beginning) and incident.ID.fullmatch(path.name.removeprefix(beginning))
             if stat.S_ISDIR(path.lstat().st_mode)
         )
+        return sorted(found, key=lambda path: (_written_ns(path), path.name))
 
 
 def _summary(path: Path) -> dict[str, Any]:
@@ -144,6 +156,14 @@ def _summary(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         short["unreadable"] = f"{type(error).__name__}: {error}"
     return short
+
+
+def _written_ns(path: Path) -> int:
+    """When it was written; 0 where that is not to be seen, as of one whose document is gone."""
+    try:
+        return (path / DOCUMENT).lstat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _files(path: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from mgpu_llm.core import redaction
 from mgpu_llm.core.effects import KeepIncident
 
-#: "20261124T210500Z-a3-stalled-in-weights": when, which attempt, why. By name they are in the order of time.
+#: "20261124T210500Z-a3-stalled-in-weights": when by the clock of then, which attempt, why.
 ID: Final = re.compile(r"\d{8}T\d{6}Z-a\d{1,9}-[a-z0-9-]{1,64}")
 FORMAT: Final = 1
 #: What a list of incidents tells of each, beside its id.
