@@ -230,3 +230,35 @@ async def read_flood() -> dict[str, float]:
 
 if __name__ == "__main__":
     print(json.dumps(asyncio.run(read_flood())))
+
+
+def test_what_is_kept_apart_is_without_secrets_and_neither_told_nor_in_the_tail() -> None:
+    async def story() -> None:
+        heard = Heard(Redactor(["planted-secret"]))
+        heard.write(b"before\nunfinished")
+        with heard.output.kept_apart(1000) as apart:
+            heard.write(b'  File "/planted-secret/a.py", line 7\n\n')
+            await until("it is read", lambda: bool(apart.lines))
+            heard.write(b"the last, without an end")
+        assert apart.lines == ['  File "/.../a.py", line 7', "the last, without an end"]
+        heard.write(b"after\n")
+        heard.output.close()
+        assert heard.lines == ["before", "unfinished", "after"]
+        assert heard.tail.last(9) == ("before", "unfinished", "after")
+
+    asyncio.run(story())
+
+
+def test_of_a_flood_that_is_kept_apart_the_beginning_is_kept() -> None:
+    async def story() -> None:
+        heard = Heard()
+        with heard.output.kept_apart(1000) as apart:
+            for number in range(10_000):
+                heard.write(f"line {number:05d}\n".encode())
+                await asyncio.sleep(0)
+        assert len("".join(apart.lines)) < 1100
+        assert apart.lines[0] == "line 00000"
+        heard.output.close()
+        assert heard.events == []
+
+    asyncio.run(story())

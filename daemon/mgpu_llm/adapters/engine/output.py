@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from mgpu_llm.core.events import LineRead, LinesDropped
 from mgpu_llm.core.redaction import Redactor
@@ -85,6 +85,22 @@ class _Budget:
         return len(lines)
 
 
+class Apart:
+    """Lines that are neither judged nor shown: the first, of `most_bytes` in all. A flood costs no more than its reading."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.lines: list[str] = []
+        self._room = most_bytes
+
+    @property
+    def full(self) -> bool:
+        return self._room <= 0
+
+    def append(self, line: str) -> None:
+        self.lines.append(line)
+        self._room -= len(line.encode()) + 1
+
+
 class Output:
     """One attempt's stdout and stderr: `write_fd` goes to the engine, lines come back as LineRead events.
 
@@ -115,6 +131,7 @@ class Output:
         self._waiting: list[bytes] = []
         self._dropped = 0
         self._report_timer: asyncio.TimerHandle | None = None
+        self._apart: Apart | None = None
         self._read_fd, self.write_fd = os.pipe()
         self._open = True
         os.set_blocking(self._read_fd, False)
@@ -141,6 +158,17 @@ class Output:
             if not self._open or not self._read_chunk():
                 break
         self._finish()
+
+    @contextlib.contextmanager
+    def kept_apart(self, most_bytes: int) -> Iterator[Apart]:
+        """What is printed while it lasts goes there, without secrets, and nowhere else."""
+        self.drain()
+        self._apart = apart = Apart(most_bytes)
+        try:
+            yield apart
+            self.drain()
+        finally:
+            self._apart = None
 
     def close(self) -> None:
         """Read what is left and let go of the pipe. May be called twice."""
@@ -188,6 +216,9 @@ class Output:
 
     def _hand_on(self, lines: list[bytes]) -> None:
         """Say what the budget allows, keep the last of the rest waiting, count what is before them."""
+        if self._apart is not None:
+            self._put_apart(self._apart, lines)
+            return
         queue = [*self._waiting, *lines]
         now = self._budget.take(queue)
         self._say(queue[:now])
@@ -195,6 +226,13 @@ class Output:
         self._dropped += len(queue) - now - len(self._waiting)
         if (self._waiting or self._dropped) and self._report_timer is None:
             self._report_timer = self._loop.call_later(REPORT_S, self._report)
+
+    def _put_apart(self, apart: Apart, lines: Iterable[bytes]) -> None:
+        for line in lines:
+            if apart.full:
+                break
+            if text := self._redactor.line(_readable(line)):
+                apart.append(text)
 
     def _say(self, lines: Iterable[bytes]) -> None:
         at = self._clock()

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mgpu_llm.adapters.engine import command, leftovers, pressure, tags
+from mgpu_llm.adapters.engine import at_death, command, leftovers, pressure, tags
 from mgpu_llm.adapters.engine.aside import aside
 from mgpu_llm.adapters.engine.cgroup import CgroupTree
 from mgpu_llm.adapters.engine.output import Output, Tail
@@ -35,6 +35,8 @@ from mgpu_llm.core.redaction import Redactor, secrets_of
 #: Looking at what processes have mapped may wait on one that is stuck: this long, then we do without.
 LOOK_S = 2.0
 CLEAN_S = 10.0
+#: What is kept of an engine's words at its death.
+WORDS_BYTES = 2 << 20
 PASS_S = 0.02
 SLOW_PASS_S = 0.1
 PR_SET_CHILD_SUBREAPER = 36
@@ -140,6 +142,24 @@ class EngineProcess:
         if attempt is not None and not attempt.exited:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(attempt.pidfd, signal.SIGTERM)
+
+    async def abort(self, limit_s: float) -> tuple[str, ...]:
+        """What its processes print as they die of SIGABRT, which is nothing of an engine that has ended; `at_death` says how.
+        The rest of it stands still from then on: to be followed by `kill`."""
+        async with self._one_at_a_time:
+            attempt = self._attempt
+            if attempt is not None:
+                self._notice_exit(attempt)
+            if attempt is None or attempt.exited:
+                return ()
+            with attempt.output.kept_apart(WORDS_BYTES) as words:
+
+                def say(line: str) -> None:
+                    attempt.output.drain()
+                    words.append(line)
+
+                await at_death.abort(attempt.tree.members(whole=True), limit_s, say)
+            return tuple(words.lines)
 
     async def kill(self, deadline_s: float) -> None:
         """End every process and remove what they left. Answered by EngineGone, or by EngineStuck when some outlive

@@ -113,16 +113,20 @@ def with_descendants(roots: Iterable[Stat], stats: dict[int, Stat]) -> dict[int,
     return found
 
 
-def send_kill(stat: Stat) -> None:
-    """SIGKILL to exactly this process, never to a later one that was given its pid."""
+def send(stat: Stat, number: signal.Signals) -> None:
+    """A signal to exactly this process, never to a later one that was given its pid; nothing where we may not."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         pidfd = os.pidfd_open(stat.pid)
         try:
             now = read_stat(stat.pid)
             if now is not None and now.started == stat.started:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(pidfd, number)
         finally:
             os.close(pidfd)
+
+
+def send_kill(stat: Stat) -> None:
+    send(stat, signal.SIGKILL)
 
 
 class Tree(Protocol):
