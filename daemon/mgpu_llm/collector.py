@@ -19,8 +19,8 @@ from typing import Any, Final
 import structlog
 
 import mgpu_llm
-from mgpu_llm.adapters import nccl_debug
-from mgpu_llm.adapters.engine import close_up, py_spy, stacks
+from mgpu_llm.adapters import nccl_debug, nccl_ras
+from mgpu_llm.adapters.engine import at_death, close_up, py_spy, stacks
 from mgpu_llm.adapters.engine.aside import answered, aside
 from mgpu_llm.adapters.engine.process import EngineProcess
 from mgpu_llm.adapters.engine.tree import read_proc
@@ -30,7 +30,7 @@ from mgpu_llm.adapters.host.program import Unanswered
 from mgpu_llm.adapters.incidents import DOCUMENT, Incidents
 from mgpu_llm.core import incident, redaction
 from mgpu_llm.core.effects import KeepIncident
-from mgpu_llm.core.events import Stack, StacksTaken
+from mgpu_llm.core.events import StacksTaken
 
 #: All of it within ten seconds: the slowest source, a second for a py-spy to end, and the writing.
 ALL_S: Final = 9.8
@@ -41,6 +41,11 @@ SOURCE_S: Final = 3.0
 #: Programs have 4 s of their own, and 2 s each.
 PROGRAM_S: Final = 5.0
 WRITE_S: Final = 3.0
+RAS_S: Final = 2.0
+#: Of what is left then, so much for the engine's words at its death; with less than the least it is not asked for them.
+AT_DEATH_S: Final = 2.0
+AT_DEATH: Final = "stacks-at-death.txt"
+LEAST_S: Final = 0.3
 LINES: Final = 500
 MOST_PROCESSES: Final = 64
 #: A source's part of an incident; all files together have room in one (`Incidents.most_bytes`).
@@ -61,11 +66,13 @@ class Launched:
 
 @dataclass(kw_only=True)
 class _Gathered:
-    """`files` are texts or JSON documents by name, `sources` says why one is not observed, "" if it is."""
+    """`files` are texts or JSON documents by name, `sources` says why one is not observed, "" if it is. `blind`: there are
+    Python threads, and nothing could be seen of any."""
 
     files: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    blind: bool = False
 
 
 class Collector:
@@ -103,6 +110,10 @@ class Collector:
         clock = asyncio.get_running_loop().time
         begun, at = clock(), datetime.now(UTC)
         found = await self._gather(keep, launched)
+        if found.blind:
+            # Last, because it ends the engine.
+            left_s = ALL_S - WRITE_S - (clock() - begun)
+            await self._observe(found, AT_DEATH, self._at_death(launched, min(AT_DEATH_S, left_s)), ALL_S)
         more = {
             "at": at.isoformat(timespec="milliseconds"),
             "gathered_in_s": round(clock() - begun, 2),
@@ -130,7 +141,7 @@ class Collector:
         }
         pids = await aside(self._engine.pids, SOURCE_S) or ()
         await asyncio.gather(
-            self._observe(found, "stacks.txt", self._stacks(launched, pids), STACKS_S),
+            self._observe(found, "stacks.txt", self._stacks(found, launched, pids), STACKS_S),
             self._observe(found, "processes.json", self._processes(pids), SOURCE_S),
             self._observe(found, "gpus.json", self._see_gpus(found, keep, pids), SOURCE_S),
             self._observe(
@@ -138,6 +149,7 @@ class Collector:
             ),
             self._observe(found, "kernel.log", answered(kernel_log.read, PROGRAM_S), PROGRAM_S + 1),
             self._observe(found, "host.json", self._host(launched.environment), SOURCE_S),
+            self._observe(found, "nccl-ras.txt", answered(lambda: _ras(launched, pids), SOURCE_S), SOURCE_S + 1),
             self._observe(
                 found, "nccl", answered(lambda: nccl_debug.read(launched.environment), SOURCE_S), SOURCE_S + 1
             ),
@@ -158,21 +170,30 @@ class Collector:
         except Exception as fault:  # noqa: BLE001 - a fault in one source must cost neither the others nor the kill
             found.sources[name] = f"a fault of the collector: {type(fault).__name__}: {fault}"
 
-    async def _stacks(self, launched: Launched, pids: Sequence[int]) -> str:
+    async def _stacks(self, found: _Gathered, launched: Launched, pids: Sequence[int]) -> str:
         looks = [("taken before the verdict", look.stacks, look.unobserved) for look in launched.looks]
         for turn in range(1 if looks else 2):
             if turn:
                 await asyncio.sleep(BETWEEN_LOOKS_S)
             seen, unobserved = await stacks.take(pids, LOOK_S, self._find_py_spy)
             looks.append(("taken after the verdict", seen, unobserved))
-            if not seen:
+            found.blind = bool(unobserved) and not any(stack.frames for _, taken, _ in looks for stack in taken)
+            if not seen or found.blind:
                 break
         if not any(seen for _, seen, _ in looks):
             raise Unanswered("no process of the engine is left")
         heads = [f"# look {number}, {when}" for number, (when, _, _) in enumerate(looks, start=1)]
-        return "\n".join(
-            f"{head}\n{_stacks_text(seen, why)}" for head, (_, seen, why) in zip(heads, looks, strict=True)
-        )
+        return "\n".join(f"{head}\n{stacks.text(seen, why)}" for head, (_, seen, why) in zip(heads, looks, strict=True))
+
+    async def _at_death(self, launched: Launched, limit_s: float) -> str:
+        if not at_death.is_asked_for(launched.environment):
+            raise Unanswered(f"the engine runs without {at_death.VARIABLE}")
+        if limit_s < LEAST_S:
+            raise Unanswered("no time was left for it")
+        lines = await self._engine.abort(limit_s)
+        if all(line.startswith("#") for line in lines):
+            raise Unanswered("; ".join(lines) or "the engine has ended")
+        return _text(lines)
 
     async def _processes(self, pids: Sequence[int]) -> list[dict[str, Any]]:
         looked = await asyncio.gather(*(self._process(pid) for pid in pids[:MOST_PROCESSES]))
@@ -258,17 +279,11 @@ def sealed(files: Mapping[str, Any], redactor: redaction.Redactor, most_bytes: i
     return {name: content for name, content in done.items() if content}
 
 
-def _stacks_text(seen: Sequence[Stack], unobserved: str) -> str:
-    lines = [f"not observed: {unobserved}"] if unobserved else []
-    before = 0
-    for stack in seen:
-        if stack.pid != before:
-            lines.append(f"\npid {stack.pid} ({stack.process})")
-        before = stack.pid
-        waits = f", waits in {stack.waits_in}" if stack.waits_in else ""
-        lines.append(f"  thread {stack.thread} {stack.name}".rstrip() + f": state {stack.state or '?'}{waits}")
-        lines += [f"    {frame}" for frame in stack.frames]
-    return "\n".join(lines) + "\n"
+def _ras(launched: Launched, pids: Sequence[int]) -> str:
+    answer, why = nccl_ras.ask(launched.environment, pids, RAS_S)
+    if not answer:
+        raise Unanswered(why)
+    return answer
 
 
 def _name(pid: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Final, assert_never
 import structlog
 
 from mgpu_llm.adapters import nccl_debug
-from mgpu_llm.adapters.engine import stacks
+from mgpu_llm.adapters.engine import at_death, stacks
 from mgpu_llm.adapters.engine.process import EngineProcess
 from mgpu_llm.adapters.health import Probes
 from mgpu_llm.adapters.incidents import Incidents
@@ -133,7 +133,7 @@ class Performer:
         visible = effect.launch.gpus or ()
         await outside.observer.remember(visible)
         argv = launch.argv(outside.server, effect.launch)
-        environment = launch.environment(outside.environment, effect.launch)
+        environment = at_death.asked_for(launch.environment(outside.environment, effect.launch))
         if effect.launch.gpus is not None and self._failed_before:
             environment = await asyncio.to_thread(nccl_debug.asked_for, environment, outside.nccl_folder)
         self._launched, self._failed_before = Launched(argv=argv, environment=environment), False

@@ -68,7 +68,7 @@ def test_each_kind_of_failure_leaves_a_whole_incident(lives: Mapping[str, Life],
     assert document["evidence"] or outcome == "died"
     names = {file.name for file in folder.iterdir()}
     assert names >= FILES - GONE[outcome] - set(document["not_observed"])
-    assert set(document["not_observed"]) <= {"gpus.json", "topology.txt", "kernel.log"} | GONE[outcome]
+    assert set(document["not_observed"]) <= {"gpus.json", "topology.txt", "kernel.log", "nccl-ras.txt"} | GONE[outcome]
     assert document["recording"] in {file.name for file in (life.setup.state_dir / "records").iterdir()}
     assert "serve" in document["launch"]["argv"]
     assert document["launch"]["environment"]["FAKE_ENGINE"].endswith(SCENARIOS[outcome])

@@ -74,6 +74,20 @@ async def take(
     return tuple(stack for look in looks for stack in look.stacks), _reason(looks)
 
 
+def text(seen: Sequence[Stack], unobserved: str) -> str:
+    """One look for people to read."""
+    lines = [f"not observed: {unobserved}"] if unobserved else []
+    before = 0
+    for stack in seen:
+        if stack.pid != before:
+            lines.append(f"\npid {stack.pid} ({stack.process})")
+        before = stack.pid
+        waits = f", waits in {stack.waits_in}" if stack.waits_in else ""
+        lines.append(f"  thread {stack.thread} {stack.name}".rstrip() + f": state {stack.state or '?'}{waits}")
+        lines += [f"    {frame}" for frame in stack.frames]
+    return "\n".join(lines) + "\n"
+
+
 async def _look_in_turn(pid: int, spies: py_spy.Spies, slots: asyncio.Semaphore, end: float) -> _Look:
     async with slots:
         process = await aside(lambda: _process(pid), max(SLOW_S, end - time.monotonic()))
