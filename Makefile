@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DEV_STAMP := $(VENV)/.complete
 
-.PHONY: help dev run demo check bench-heartbeat test install uninstall clean
+.PHONY: help dev run demo check bench-heartbeat bench-diagnosis test install uninstall clean
 .DELETE_ON_ERROR:
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo 'make check      format, lint, types, layers, core and config tests: about a minute'
 	@echo 'make test       every test, the real vLLM and a real systemd included (root)'
 	@echo 'make bench-heartbeat   how soon stalls are noticed, beside other rules, over recorded starts; writes docs/heartbeat.md'
+	@echo 'make bench-diagnosis   what failures are called, and in how many attempts they are cured; writes docs/diagnosis.md'
 	@echo 'make install    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) PYTHON=python3   make uninstall   PURGE=1 removes the config too'
 
 $(DEV_STAMP): packaging/requirements/dev.txt packaging/requirements/daemon.txt pyproject.toml
@@ -44,6 +45,9 @@ check: $(DEV_STAMP)
 
 bench-heartbeat: $(DEV_STAMP)
 	$(PY) -m tests.bench.heartbeat --write docs/heartbeat.md
+
+bench-diagnosis: $(DEV_STAMP)
+	$(PY) -m tests.bench.diagnosis --write docs/diagnosis.md
 
 test: dev check
 	$(PY) -m pytest --ignore=tests/core --ignore=tests/config

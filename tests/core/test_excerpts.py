@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
 import pytest
 
 from mgpu_llm.core import diagnosis, replay, symptoms
@@ -18,6 +21,7 @@ QUOTED = excerpts.quoted()
 RECORDED = excerpts.recorded()
 STALLS = excerpts.stalls()
 SAID = [excerpt for excerpt in QUOTED if not excerpt.near]
+PAGE = (Path(__file__).resolve().parents[2] / "docs/diagnosis.md").read_text(encoding="utf-8")
 #: The share of all excerpts and recordings in which the cause must be right.
 BAR = 0.95
 
@@ -212,8 +216,24 @@ def test_at_least_so_many_of_all_excerpts_and_recordings_have_the_right_cause_an
 
 def test_nearly_all_of_them_are_answered_first_with_what_cures_them() -> None:
     cases = bench.cases()
-    assert {case.cause for case in cases} == set(excerpts.cures())
     assert sum(case.cured for case in cases) >= BAR * len(cases)
+
+
+def test_none_ends_wrongly_or_at_too_high_a_price_but_as_the_page_lists() -> None:
+    assert [why for why in bench.bad_ends(bench.cases()) if f"- {why} (" not in PAGE] == [], "make bench-diagnosis"
+
+
+def test_what_truly_cures_them_is_known_for_every_cause_and_said_of_nothing_else() -> None:
+    cases, cures = bench.cases(), excerpts.cures()
+    assert {case.cause for case in cases} == set(cures.by_cause)
+    assert set(cures.by_row) <= set(ROWS)
+    assert set(cures.by_name) <= {case.name for case in cases}
+
+
+def test_the_page_has_every_cause_with_its_number_of_failures() -> None:
+    cases = bench.cases()
+    for cause, failures in Counter(case.cause for case in cases).items():
+        assert f"| {cause} | {failures} |" in PAGE, "make bench-diagnosis"
 
 
 def test_a_wrong_cause_is_rarer_than_an_unknown_one() -> None:

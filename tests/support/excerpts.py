@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gzip
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from mgpu_llm.core import diagnosis, engine_log
 from mgpu_llm.core.diagnosis import Clue, Diagnosis
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.events import GpuSample, Stack
+from mgpu_llm.core.remedies import Want
 from mgpu_llm.core.stall import Stalled
 
 FOLDER: Final = Path(__file__).parent.parent / "data" / "excerpts"
@@ -61,9 +63,28 @@ def stalls() -> tuple[Stall, ...]:
     return tuple(_stall(row) for row in _read("stalls.toml")["stall"])
 
 
-def cures() -> dict[str, tuple[str, ...]]:
-    """By cause, what may be done about it first; "" where nobody knows."""
-    return {cause: tuple(first) for cause, first in _read("cures.toml").items()}
+@dataclass(frozen=True, kw_only=True)
+class Cures:
+    """What truly cures a failure, by its cause, by the row of an excerpt, and by its name. Each entry of a tuple is one of the
+    things that it may really be, as the wants of which any cures that."""
+
+    by_cause: Mapping[str, tuple[tuple[Want, ...], ...]]
+    by_row: Mapping[str, tuple[tuple[Want, ...], ...]]
+    by_name: Mapping[str, tuple[tuple[Want, ...], ...]]
+
+    def of(self, name: str, row: str, cause: str) -> tuple[tuple[Want, ...], ...]:
+        """The most particular that is known of it."""
+        return self.by_name.get(name) or self.by_row.get(row) or self.by_cause[cause]
+
+
+@cache
+def cures() -> Cures:
+    """The whole list."""
+    cause, row, name = (
+        {key: tuple(tuple(Want(word) for word in way.split(" or ")) for way in ways) for key, ways in table.items()}
+        for table in map(_read("cures.toml").__getitem__, ("cause", "row", "failure"))
+    )
+    return Cures(by_cause=cause, by_row=row, by_name=name)
 
 
 def clue_of(excerpt: Excerpt) -> Clue:
