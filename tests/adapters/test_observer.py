@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +144,31 @@ def test_a_kernel_that_does_not_answer_is_told_of_and_holds_up_neither_the_other
 
     asyncio.run(story())  # ends although the second look never comes back
     assert capsys.readouterr().out.count("processes.unobserved") == 2, "once for each look that does not come"
+    os.write(answer, b"x")
+
+
+def test_a_look_that_never_comes_back_costs_one_thread_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mgpu_llm.observer.LOOK_WITHIN_S", 0.02)
+    monkeypatch.setattr("mgpu_llm.observer.LOADING_EVERY_S", 0.02)
+    monkeypatch.setattr("mgpu_llm.observer.HOST_EVERY_S", 0.02)
+    stuck, answer = os.pipe()
+    looks, told = list[int](), list[Event]()
+
+    def sample() -> tuple[ProcessSample, ...]:
+        looks.append(threading.get_ident())
+        os.read(stuck, 1)
+        return ()
+
+    async def story() -> None:
+        before = threading.active_count()
+        observer = Observer(Gpus(), {}, time.monotonic, told.append)  # has a thread of its own
+        watching = asyncio.create_task(observer.watch(1, (), sample, lambda: True, lambda: Pressure(1.5, None)))
+        await until("the host is told many times", lambda: len(told) >= 20)
+        assert len(looks) == 1
+        assert threading.active_count() <= before + 3
+        watching.cancel()
+
+    asyncio.run(story())
     os.write(answer, b"x")
 
 

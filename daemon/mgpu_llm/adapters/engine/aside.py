@@ -6,9 +6,14 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from queue import Empty, Full, LifoQueue, SimpleQueue
+from typing import Final, TypeVar
 
 T = TypeVar("T")
+
+#: So many threads wait for more work once theirs is done; the others end. Looking at a loading engine costs up to a tenth
+#: more with a thread made anew for each look (tests/bench/sampler_cost.py).
+KEPT: Final = 1
 
 
 async def answered(work: Callable[[], T], limit_s: float) -> T:
@@ -41,13 +46,12 @@ async def aside(work: Callable[[], T], limit_s: float) -> T | None:
         if not done.done():
             done.set_result(result)
 
-    def run() -> None:
+    def run() -> Callable[[], object]:
         result = work()
-        with contextlib.suppress(RuntimeError):  # the loop may be closed by now
-            loop.call_soon_threadsafe(deliver, result)
+        return lambda: loop.call_soon_threadsafe(deliver, result)
 
     try:
-        threading.Thread(target=run, name="aside", daemon=True).start()
+        _hand_over(run)
     except RuntimeError:
         return None
     try:
@@ -56,3 +60,39 @@ async def aside(work: Callable[[], T], limit_s: float) -> T | None:
             return await done
     except TimeoutError:
         return None
+
+
+#: Work that returns how to deliver its result.
+_Work = Callable[[], Callable[[], object]]
+#: Where the threads that have nothing to do wait, each for its own work: nothing is ever put behind work that is stuck.
+_waiting: LifoQueue[SimpleQueue[_Work]] = LifoQueue(KEPT)
+
+
+def _hand_over(work: _Work) -> None:
+    """To a thread that waits, else to a new one. Raises RuntimeError where none can be started."""
+    try:
+        inbox = _waiting.get_nowait()
+    except Empty:
+        inbox = SimpleQueue()
+        threading.Thread(target=_serve, args=(inbox,), name="aside", daemon=True).start()
+    inbox.put(work)
+
+
+def _serve(inbox: SimpleQueue[_Work]) -> None:
+    wanted = True
+    while wanted:
+        deliver = inbox.get()()
+        # First free, then answered: who gets the answer may ask again at once.
+        wanted = _waits(inbox)
+        with contextlib.suppress(RuntimeError):  # the loop may be closed by now
+            deliver()
+        del deliver  # the result is not kept until there is more to do
+
+
+def _waits(inbox: SimpleQueue[_Work]) -> bool:
+    """Whether the thread is to wait for more."""
+    try:
+        _waiting.put_nowait(inbox)
+    except Full:
+        return False
+    return True
