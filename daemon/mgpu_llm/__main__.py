@@ -28,9 +28,10 @@ from mgpu_llm.adapters.engine.process import EngineProcess
 from mgpu_llm.adapters.engine.sweep import sweep_orphans
 from mgpu_llm.adapters.gpus import Gpus
 from mgpu_llm.adapters.health import Probes
-from mgpu_llm.adapters.history import History
 from mgpu_llm.adapters.host import kernel_follower
 from mgpu_llm.adapters.incidents import Incidents
+from mgpu_llm.adapters.memory.history import History
+from mgpu_llm.adapters.memory.known_good import KnownGoodRung
 from mgpu_llm.adapters.recorder import Recorder
 from mgpu_llm.adapters.systemd import SystemdNotifier, watchdog_interval_s
 from mgpu_llm.chronicle import Chronicle
@@ -194,12 +195,7 @@ async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console, stat
     probes = Probes(
         plan.endpoint, health_timeout_s=serving.probe_timeout, completion_timeout_s=serving.completion_timeout
     )
-    records = loaded.config.records
-    chronicle = Chronicle(
-        Recorder(state and state / "records", keep=records.keep, max_bytes=records.max_size << 20),
-        History(state),
-        plan.identity.model,
-    )
+    chronicle = _chronicle(loaded, plan, state)
     incidents = await _incidents(loaded, state)
     outside = Outside(
         server=plan.server,
@@ -218,6 +214,7 @@ async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console, stat
     )
     audience = Audience(notifier=notifier, console=console, watchdog_interval_s=watchdog_interval_s(os.environ))
     policy = replace(plan.policy, past=chronicle.past, incidents=str(incidents.folder or ""))
+    chronicle.forget_outdated(policy)
     runner = Runner(policy, plan.identity, clock, events, outside, audience)
     async with control_socket.serving(runtime_dir, runner):
         try:
@@ -227,6 +224,16 @@ async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console, stat
             await aside(chronicle.close, CLOSE_S)
             # NCCL's own words were evidence for as long as there was an engine.
             await aside(lambda: shutil.rmtree(runtime_dir / "nccl", ignore_errors=True), CLOSE_S)
+
+
+def _chronicle(loaded: Loaded, plan: assembly.Plan, state: Path | None) -> Chronicle:
+    records = loaded.config.records
+    return Chronicle(
+        Recorder(state and state / "records", keep=records.keep, max_bytes=records.max_size << 20),
+        History(state),
+        KnownGoodRung(state if loaded.config.ladder.remember else None),
+        plan.identity.model,
+    )
 
 
 def _collector(

@@ -26,6 +26,7 @@ from mgpu_llm.core.effects import (
     Level,
     NotifyReady,
     NotifyStopping,
+    RememberRung,
     RememberStart,
 )
 from mgpu_llm.core.events import (
@@ -37,7 +38,7 @@ from mgpu_llm.core.events import (
     Ticked,
 )
 from mgpu_llm.core.report import Identity
-from mgpu_llm.core.states import Policy, Ready, State, Stopped
+from mgpu_llm.core.states import Policy, Ready, Run, State, Stopped
 from mgpu_llm.core.status import RungStatus, Status
 from mgpu_llm.performer import Outside, Performer
 
@@ -81,7 +82,7 @@ class Runner:
         self._outside = outside
         self._audience = audience
         self._performer = Performer(outside, clock, events.put_nowait, self._loading)
-        self._state: State = Stopped()
+        self._state: State = Stopped(run=Run(known=outside.chronicle.known))
         self._ended: Exit | None = None
         self._fed_at = 0.0
         self._tell_the_time()
@@ -177,15 +178,16 @@ class Runner:
             case RememberStart():
                 self._outside.chronicle.remember(effect)
                 self._policy = replace(self._policy, past=self._outside.chronicle.past)
+            case RememberRung():
+                self._outside.chronicle.remember_rung(effect.known)
             case Exit():
                 self._ended = effect
             case _:
                 await self._performer.carry_out(effect)
 
     def _tell_the_time(self) -> None:
-        """The wall clock for names, which the core has not; again and again, because it may be set."""
-        if self._policy.incidents:
-            self._policy = replace(self._policy, utc_s=datetime.now(UTC).timestamp() - self._clock())
+        """The wall clock for names and dates, which the core has not; again and again, because it may be set."""
+        self._policy = replace(self._policy, utc_s=datetime.now(UTC).timestamp() - self._clock())
 
     async def _tick(self) -> None:
         while True:

@@ -13,7 +13,8 @@ import pytest
 from structlog.typing import EventDict
 
 from mgpu_llm.adapters import state_dir
-from mgpu_llm.adapters.history import MOST_BYTES, History
+from mgpu_llm.adapters.memory.file import MOST_BYTES
+from mgpu_llm.adapters.memory.history import History
 from mgpu_llm.core.history import from_json, to_json
 from tests.config.loading import unprivileged
 from tests.core.test_history import start
@@ -70,7 +71,7 @@ def test_a_file_that_is_none_of_ours_is_moved_aside_with_one_warning_and_a_new_o
     history.close()
     assert from_json((tmp_path / "history.json").read_text()) == (start(),)
     (warning,) = logged
-    assert (warning["event"], warning["log_level"]) == ("history.broken", "warning")
+    assert (warning["event"], warning["log_level"]) == ("memory.broken", "warning")
     assert warning["reason"].startswith(f"cannot use '{tmp_path}/history.json': {why}")
     assert warning["moved_to"] == f"{tmp_path}/history.json.broken"
     assert os.path.lexists(tmp_path / "history.json.broken")
@@ -115,7 +116,7 @@ def test_on_a_full_disk_the_old_history_stays_whole_and_a_later_start_is_written
             history.close()
         assert [each.launch for each in History(disk.folder).starts] == ["a"]
         assert [(line["event"], line["reason"]) for line in logged] == [
-            ("history.failed", f"cannot write '{disk.folder}/history.json': no space left on device")
+            ("memory.failed", f"cannot write '{disk.folder}/history.json': no space left on device")
         ]
         disk.free()
         history.remember(start("d"))
@@ -142,7 +143,7 @@ def test_a_link_in_the_place_of_what_is_being_written_is_replaced_and_not_follow
 
 def test_a_daemon_that_is_killed_while_it_writes_again_and_again_leaves_a_whole_history(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from mgpu_llm.adapters.history import History;"
+        "import sys; from pathlib import Path; from mgpu_llm.adapters.memory.history import History;"
         "from tests.core.test_history import start\n"
         "history = History(Path(sys.argv[1])); print('writing', flush=True)\n"
         "while True: history.remember(start()); history.close()"

@@ -41,7 +41,7 @@ def test_every_load_leaves_a_recording_which_replays_to_the_verdict_that_was_giv
     assert (found["outcome"], found["cause"], found["phase"]) == ("stalled", attempt["cause"], attempt["phase"])
     assert abs(found["verdict_at"] - attempt["duration_s"]) < 0.001
     assert found["evidence"] == attempt["evidence"]
-    assert found["decision"] == "step down to rung p2p-off"
+    assert found["decision"] == "step to rung p2p-off"
     assert replayed(healthy)["outcome"] == "healthy"
 
 

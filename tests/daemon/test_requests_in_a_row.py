@@ -13,8 +13,9 @@ from mgpu_llm.adapters.console import Console
 from mgpu_llm.adapters.engine.process import EngineProcess
 from mgpu_llm.adapters.gpus import Gpus
 from mgpu_llm.adapters.health import Probes
-from mgpu_llm.adapters.history import History
 from mgpu_llm.adapters.incidents import Incidents
+from mgpu_llm.adapters.memory.history import History
+from mgpu_llm.adapters.memory.known_good import KnownGoodRung
 from mgpu_llm.adapters.recorder import Recorder
 from mgpu_llm.adapters.systemd import SystemdNotifier
 from mgpu_llm.chronicle import Chronicle
@@ -47,7 +48,7 @@ def runner(folder: Path, events: asyncio.Queue[Event]) -> Runner:
         server=Server(command=("vllm",), model="toy"),
         url=endpoint.url,
         environment={},
-        chronicle=Chronicle(Recorder(None, keep=0, max_bytes=0), History(None), "toy"),
+        chronicle=Chronicle(Recorder(None, keep=0, max_bytes=0), History(None), KnownGoodRung(None), "toy"),
         kill_deadline_s=1,
         engine_socket=None,
         address_trouble=str,

@@ -4,7 +4,7 @@ To be wired so, around everything that reads or writes in it:
 
     with state_dir.held(Path(config.daemon.state_dir)) as folder:      Path, or None: do without
         recorder = Recorder(folder and folder / "records", ...)
-        history = History(folder)
+        chronicle = Chronicle(recorder, History(folder), KnownGoodRung(folder), ...)
 """
 
 from __future__ import annotations
