@@ -1,7 +1,8 @@
 """The control socket's words, used by both ends: HTTP over a Unix socket, JSON in and out.
 
 GET  /v1/status    Status                       GET  /v1/ladder    {"rungs": [RungStatus]}
-GET  /v1/logs?lines=N   {"lines": [str]}        POST /v1/start|stop|restart   {"accepted": true, "message": str}
+GET  /v1/logs?lines=N   {"lines": [str]}        POST /v1/start|stop|restart|forget   {"accepted": true, "message": str}
+GET  /v1/plan?cause=CAUSE   {"cause": str, "plans": [...]}, as `mgpud --plan CAUSE` has it; status 400: no such cause
 GET  /v1/incidents {"incidents": [{"id": str, ...}]}, oldest first
 GET  /v1/incidents/ID   incident.json, "folder" and "files" with it; ID may be the beginning of one, or "last"
 GET  /v1/incidents/ID/archive   a .tar.gz of it
@@ -13,18 +14,23 @@ from __future__ import annotations
 from dataclasses import MISSING, asdict
 from typing import Any
 
-from mgpu_llm.core.status import AttemptStatus, Count, GpuStatus, PhaseStatus, RungStatus, Status
+from mgpu_llm.core.status import AttemptStatus, Count, Degradation, GpuStatus, PhaseStatus, RungStatus, Status
 
 DEFAULT_RUNTIME_DIR = "/run/mgpu-llm"
 DEFAULT_STATE_DIR = "/var/lib/mgpu-llm"
 SOCKET_NAME = "control.sock"
 STATUS = "/v1/status"
 LADDER = "/v1/ladder"
+PLAN = "/v1/plan"
 LOGS = "/v1/logs"
 INCIDENTS = "/v1/incidents"
 #: The most lines of the engine that one request may ask for.
 MOST_LINES = 10_000
-VERBS = ("start", "stop", "restart")
+#: The cause that stands for all that nobody knows. It is core/planning's, where it comes with the whole table of causes.
+UNKNOWN_CAUSE = "unknown"
+#: Below the state folder: the rung that served last, of which `forget` speaks.
+KNOWN_GOOD_NAME = "known-good.json"
+VERBS = ("start", "stop", "restart", "forget")
 
 
 def status_to_json(status: Status) -> dict[str, Any]:
@@ -43,6 +49,7 @@ def status_from_json(document: dict[str, Any]) -> Status:
     known["gpus"] = tuple(GpuStatus(**_only(GpuStatus, gpu)) for gpu in known["gpus"])
     known["attempts"] = tuple(_attempt(attempt) for attempt in known["attempts"])
     known["phases"] = tuple(PhaseStatus(**_only(PhaseStatus, phase)) for phase in known.get("phases", ()))
+    known["degradation"] = _degradation(known.get("degradation"))
     return Status(**known)
 
 
@@ -57,6 +64,13 @@ def rung_from_json(document: dict[str, Any]) -> RungStatus:
 
 def _count(document: dict[str, int] | None) -> Count | None:
     return None if document is None else Count(done=document["done"], total=document["total"])
+
+
+def _degradation(document: dict[str, Any] | None) -> Degradation | None:
+    if document is None:
+        return None
+    known = _only(Degradation, document)
+    return Degradation(**{**known, "changes": tuple(known["changes"])})
 
 
 def _attempt(document: dict[str, Any]) -> AttemptStatus:

@@ -20,7 +20,7 @@ from mgpu_llm.adapters.control_socket import serving
 from mgpu_llm.control_api import rung_from_json, status_from_json
 from mgpu_llm.core.status import Status
 from tests.ctl.daemons import DEADLINE_S, SampleBackend, daemon
-from tests.ctl.samples import RUNGS, SERVING, STATES
+from tests.ctl.samples import DEGRADED, PLANS, RUNGS, SERVING, STATES
 
 
 class Connection(http.client.HTTPConnection):
@@ -51,6 +51,18 @@ def test_each_status_comes_back_as_it_went_in(tmp_path: Path, state: str) -> Non
     assert (code, status_from_json(document)) == (200, STATES[state])
 
 
+def test_a_degradation_comes_back_as_it_went_in(tmp_path: Path) -> None:
+    with daemon(tmp_path, SampleBackend(DEGRADED)) as path:
+        assert status_from_json(ask(path, "GET", "/v1/status")[1]) == DEGRADED
+
+
+def test_a_plan_is_given_for_the_cause_that_was_named_and_else_for_the_unknown_one(tmp_path: Path) -> None:
+    with daemon(tmp_path, SampleBackend()) as path:
+        assert ask(path, "GET", "/v1/plan?cause=nccl%2Dp2p") == (200, PLANS["nccl-p2p"])
+        assert ask(path, "GET", "/v1/plan") == (200, PLANS["unknown"])
+        assert ask(path, "GET", "/v1/plan?cause=x%20y") == (400, {"error": 'there is no cause "x y"'})
+
+
 def test_the_ladder_comes_back_as_it_went_in(tmp_path: Path) -> None:
     with daemon(tmp_path, SampleBackend()) as path:
         code, document = ask(path, "GET", "/v1/ladder")
@@ -73,7 +85,7 @@ def test_a_number_of_lines_that_is_none_is_refused_with_what_would_be_right(tmp_
     assert "a number from 1 to 10000 is needed" in document["error"]
 
 
-@pytest.mark.parametrize("verb", ["start", "stop", "restart"])
+@pytest.mark.parametrize("verb", ["start", "stop", "restart", "forget"])
 def test_a_request_reaches_the_daemon_with_the_uid_name_and_pid_of_who_asked(tmp_path: Path, verb: str) -> None:
     backend = SampleBackend()
     with daemon(tmp_path, backend) as path:

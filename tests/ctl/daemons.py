@@ -18,7 +18,7 @@ import mgpu_llm
 from mgpu_llm.adapters.control_socket import RefusedError, UnknownError, serving
 from mgpu_llm.adapters.incidents import Incidents, NoIncidentError
 from mgpu_llm.core.status import RungStatus, Status
-from tests.ctl.samples import RUNGS, STARTING
+from tests.ctl.samples import PLANS, RUNGS, STARTING
 
 DEADLINE_S = 60.0
 
@@ -30,6 +30,7 @@ class SampleBackend:
         self.now = now
         self.then: list[Status] = []
         self.lines: tuple[str, ...] = ()
+        self.ladder = RUNGS
         self.asked: list[tuple[str, str]] = []
         self.refusal = ""
         self.kept = Incidents(None, keep=0, max_bytes=0)
@@ -43,7 +44,12 @@ class SampleBackend:
         return self.now
 
     def rungs(self) -> tuple[RungStatus, ...]:
-        return RUNGS
+        return self.ladder
+
+    def plan(self, cause: str) -> dict[str, Any]:
+        if cause not in PLANS:
+            raise ValueError(f'there is no cause "{cause}"')
+        return PLANS[cause]
 
     def engine_lines(self, count: int) -> tuple[str, ...]:
         return self.lines[-count:]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from mgpu_llm.core.status import AttemptStatus, Count, GpuStatus, PhaseStatus, RungStatus, Status
+from mgpu_llm.core.status import AttemptStatus, Count, Degradation, GpuStatus, PhaseStatus, RungStatus, Status
 
 GPUS = (
     GpuStatus(uuid="GPU-11111111-aaaa", used_bytes=2 * 2**30, utilisation_percent=100),
@@ -119,6 +120,20 @@ SERVING = replace(
     patience_s=None,
     attempts=(STALLED, replace(RUNNING, outcome="ready", phase="serving")),
 )
+#: As it is told after a restart, when no failed attempt is remembered any more.
+DEGRADED = replace(
+    SERVING,
+    headline=f"ready, degraded: rung p2p-off ({SERVING.cost}), attempt 1",
+    attempt=1,
+    attempts=(replace(RUNNING, number=1, outcome="ready", phase="serving"),),
+    degradation=Degradation(
+        since="2026-11-24T21:05:00Z",
+        cause="stalled-in-distributed-init",
+        changes=SERVING.changes,
+        cost=SERVING.cost,
+        way_back="remove the cause, then: mgpuctl forget && mgpuctl restart",
+    ),
+)
 HEALTHY = replace(
     SERVING,
     headline="serving (attempt 1)",
@@ -165,3 +180,53 @@ RUNGS = (
     RungStatus(name="p2p-off", changes=STARTING.changes, cost=STARTING.cost, standing="current"),
     RungStatus(name="lower-utilisation", changes=("--gpu-memory-utilization 0.9 -> 0.85",), cost="", standing="next"),
 )
+_ARGV = ["/opt/vllm/bin/vllm", "serve", "/models/Qwen 72B", "--tensor-parallel-size", "2", "--api-key", "s3cret"]
+_BASE: dict[str, Any] = {
+    "name": "base",
+    "tries": 1,
+    "changes": [],
+    "cost": "",
+    "argv": [*_ARGV, "--gpu-memory-utilization", "0.9", "--enforce-eager", "--port", "8000"],
+    "env": {"CUDA_VISIBLE_DEVICES": "2,3", "HF_TOKEN": "s3cret"},
+}
+_P2P_OFF = {**_BASE, "name": "p2p-off", "changes": [*STARTING.changes], "cost": STARTING.cost}
+_FEWER = {
+    **_P2P_OFF,
+    "name": "p2p-off+tp-1",
+    "changes": [*STARTING.changes, "GPUs 2,3 -> 2", "--tensor-parallel-size 2 -> 1"],
+    "cost": f"{STARTING.cost}; 1 of 2 GPUs do all the work",
+}
+_CONTEXT = {
+    "what": "a shorter context",
+    "why": "clients would see it, and ladder.may_change does not name it",
+    "forbidden": True,
+}
+_OTHER = {"what": "another GPU", "why": "gpus.spares names none that is left", "forbidden": False}
+
+
+_Told = tuple[str, list[dict[str, Any]], list[dict[str, Any]], int]
+
+
+def _plans(cause: str, *told: _Told) -> dict[str, Any]:
+    keys = ("summary", "rungs", "outs", "status")
+    plans = [{"cause": cause, "wants": ["transport"], **dict(zip(keys, one, strict=True))} for one in told]
+    return {"cause": cause, "plans": plans}
+
+
+#: What `mgpud --plan` says of three causes: that nobody knows, that nothing helps against, and that shows in several ways.
+PLANS: dict[str, dict[str, Any]] = {
+    "unknown": _plans(
+        "unknown", ("", [_BASE, _P2P_OFF, {**_P2P_OFF, "name": "p2p-off+eager", "tries": 2}, _FEWER], [], 69)
+    ),
+    "model-refused": _plans(
+        "model-refused",
+        ("the model's {heads} attention heads cannot be shared by so many GPUs", [_BASE], [], 65),
+        ("these GPUs are too old for bfloat16", [_BASE], [], 65),
+    ),
+    "nccl-p2p": _plans(
+        "nccl-p2p",
+        ("the IOMMU stops what the GPUs write to each other", [_BASE, _P2P_OFF], [], 69),
+        ("{quiet}{spins}", [{**_BASE, "tries": 2}, _FEWER], [_CONTEXT, _OTHER], 69),
+        ("{quiet}, while every GPU spins", [{**_BASE, "tries": 2}, _FEWER], [_CONTEXT, _OTHER], 69),
+    ),
+}

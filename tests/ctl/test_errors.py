@@ -31,6 +31,8 @@ from tests.ctl.daemons import (
 from tests.ctl.samples import HEALTHY, STARTING
 
 VERBS = ("status", "attempts", "ladder", "logs", "start", "stop", "restart")
+#: Those that know what to do without a daemon, too.
+MORE_VERBS = ("plan", "forget")
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
@@ -164,7 +166,7 @@ def test_a_number_too_large_to_be_told_is_nonsense(tmp_path: Path) -> None:
     assert "OverflowError" in one_line(done)
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "status"])
+@pytest.mark.parametrize("verb", [*VERBS[1:], *MORE_VERBS])
 def test_every_verb_takes_an_empty_answer_for_nonsense(tmp_path: Path, verb: str) -> None:
     with foreign(tmp_path / "s", says(http_reply(b"{}"))) as socket_path:
         done = mgpuctl(socket_path, verb)
@@ -265,11 +267,11 @@ def test_a_wrong_number_of_lines_is_a_usage_error(tmp_path: Path, count: str) ->
 
 def test_help_lists_every_verb_and_every_exit_code(tmp_path: Path) -> None:
     text = mgpuctl(tmp_path / "s", "--help").stdout
-    assert all(f"\n  {verb} " in text for verb in VERBS)
+    assert all(f"\n  {verb} " in text for verb in VERBS + MORE_VERBS)
     assert all(f"\n    {code}  " in text for code in range(9))
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", VERBS + MORE_VERBS)
 def test_each_verb_explains_itself_without_a_daemon(tmp_path: Path, verb: str) -> None:
     done = mgpuctl(tmp_path / "s", verb, "--help")
     assert done.returncode == 0

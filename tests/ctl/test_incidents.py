@@ -78,7 +78,8 @@ def test_one_that_cannot_be_read_is_listed_all_the_same(tmp_path: Path) -> None:
         done = mgpuctl(socket_path, "incidents")
         broken = mgpuctl(socket_path, "incident", "show", OLD)
     assert done.returncode == 0
-    assert done.stdout.splitlines()[1].split() == [OLD, "?", "?", "?"]
+    [row] = [line for line in done.stdout.splitlines() if line.startswith(OLD)]
+    assert row.split() == [OLD, "?", "?", "?"]
     assert "JSONDecodeError" in done.stdout
     assert broken.returncode != 0
     assert "Traceback" not in broken.stderr

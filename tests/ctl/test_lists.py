@@ -63,6 +63,21 @@ def test_ladder_shows_the_exact_changes_and_the_cost_of_each_rung(tmp_path: Path
     ]
 
 
+def test_ladder_shows_which_rungs_were_passed_over(tmp_path: Path) -> None:
+    backend = SampleBackend()
+    backend.ladder = (replace(RUNGS[0], standing="passed"), *RUNGS[1:])
+    with daemon(tmp_path, backend) as socket_path:
+        assert "1  base               passed    the settings" in mgpuctl(socket_path, "ladder").stdout
+        document = json.loads(mgpuctl(socket_path, "ladder", "--json").stdout)
+    assert [rung["standing"] for rung in document["rungs"]] == ["passed", "current", "next"]
+
+
+def test_ladder_says_for_which_causes_it_is(tmp_path: Path) -> None:
+    text = " ".join(mgpuctl(tmp_path / "s", "ladder", "--help").stdout.split())
+    assert "The rungs for causes that nobody knows" in text
+    assert "mgpuctl plan --cause CAUSE" in text
+
+
 def test_ladder_as_json_is_one_document(tmp_path: Path) -> None:
     with daemon(tmp_path, SampleBackend()) as socket_path:
         document = json.loads(mgpuctl(socket_path, "ladder", "--json").stdout)

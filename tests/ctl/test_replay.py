@@ -34,7 +34,7 @@ def test_a_stall_is_told_with_its_cause_its_time_and_what_is_tried_next() -> Non
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[0].strip() == "Outcome: stalled at 79.8 s, 11.0 s after the last progress"
-    assert "     Decision: step down to rung p2p-off" in lines
+    assert "     Decision: step to rung p2p-off" in lines
     assert any(line.startswith("distributed-init  66.3 s") for line in lines)
     assert any(line.startswith("  VLLM::Worker") and "Stream.synchronize" in line for line in lines)
 
@@ -48,7 +48,7 @@ def test_the_document_has_the_verdict_the_phases_and_the_suspicions() -> None:
     assert (found["outcome"], found["phase"], found["decision"]) == (
         "stalled",
         "distributed-init",
-        "step down to rung p2p-off",
+        "step to rung p2p-off",
     )
     assert found["verdict_at"] == pytest.approx(79.804)
     assert found["last_progress_at"] == pytest.approx(68.769)

@@ -22,7 +22,7 @@ from tests.ctl.daemons import (
     mgpuctl,
     says,
 )
-from tests.ctl.samples import FAILED, HEALTHY, SERVING, STALLED, STARTING, STATES
+from tests.ctl.samples import DEGRADED, FAILED, HEALTHY, SERVING, STALLED, STARTING, STATES
 from tests.ctl.terminal import terminal
 
 EXIT_CODES = {"ready": 0, "starting": 1, "terminating": 1, "killing": 1, "backoff": 1, "stopped": 6, "failed": 7}
@@ -68,6 +68,38 @@ def test_a_degraded_service_says_its_rung_what_was_changed_and_what_it_costs(tmp
     assert "Cost: all-reduce runs through host memory, at a tenth of the bandwidth\n" in page
     assert "  Changes: NCCL_P2P_DISABLE=1\n           --disable-custom-all-reduce\n" in page
     assert "mgpuctl attempts" in page
+
+
+def test_a_degraded_service_says_since_when_why_and_how_to_come_back_and_the_cost_once(tmp_path: Path) -> None:
+    page = shown(tmp_path, DEGRADED)
+    assert "Degraded: since 2026-11-24T21:05:00Z, because of stalled-in-distributed-init\n" in page
+    assert " Way back: remove the cause, then: mgpuctl forget && mgpuctl restart\n" in page
+    assert "  Changes: NCCL_P2P_DISABLE=1\n           --disable-custom-all-reduce\n" in page
+    assert page.count(DEGRADED.cost) == 1
+    assert "mgpuctl ladder" in page
+    assert "mgpuctl attempts" not in page  # which has nothing to tell
+
+
+def test_a_degraded_service_whose_cause_is_not_known_has_only_the_date(tmp_path: Path) -> None:
+    assert DEGRADED.degradation
+    page = shown(tmp_path, replace(DEGRADED, degradation=replace(DEGRADED.degradation, cause="")))
+    assert "Degraded: since 2026-11-24T21:05:00Z\n" in page
+
+
+def test_a_daemon_older_than_mgpuctl_says_nothing_of_a_degradation(tmp_path: Path) -> None:
+    document = {key: value for key, value in status_to_json(DEGRADED).items() if key != "degradation"}
+    with foreign(tmp_path / "s", says(http_reply(json.dumps(document).encode()))) as socket_path:
+        done = mgpuctl(socket_path, "status")
+    assert done.returncode == 0
+    assert "ready, degraded (rung p2p-off)" in done.stdout
+    assert not [label for label in ("Degraded:", "Way back:") if label in done.stdout]
+
+
+def test_a_daemon_newer_than_mgpuctl_may_tell_more_of_a_degradation(tmp_path: Path) -> None:
+    document = status_to_json(DEGRADED)
+    document["degradation"]["trials"] = 3
+    with foreign(tmp_path / "s", says(http_reply(json.dumps(document).encode()))) as socket_path:
+        assert "Degraded: since 2026-11-24" in mgpuctl(socket_path, "status").stdout
 
 
 def test_a_healthy_service_has_neither_cost_nor_advice_nor_hints(tmp_path: Path) -> None:

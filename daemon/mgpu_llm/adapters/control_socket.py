@@ -55,9 +55,13 @@ class Backend(Protocol):
         """The engine's last lines, oldest first, at most `count`."""
         ...
 
+    def plan(self, cause: str) -> dict[str, Any]:
+        """What would be tried against a cause. Raises ValueError for one that nobody has heard of."""
+        ...
+
     def request(self, verb: str, by: str) -> str:
-        """Take up start, stop or restart; `by` is such as "uid 0 (root), pid 123". Returns a word for who asked, or
-        raises RefusedError."""
+        """Take up start, stop, restart or forget; `by` is such as "uid 0 (root), pid 123". Returns a word for who asked,
+        or raises RefusedError."""
         ...
 
     async def incidents(self) -> list[dict[str, Any]]:
@@ -139,6 +143,12 @@ def _application(backend: Backend) -> web.Application:
     async def logs(request: web.Request) -> web.Response:
         return web.json_response({"lines": list(backend.engine_lines(_line_count(request)))})
 
+    async def plan(request: web.Request) -> web.Response:
+        try:
+            return web.json_response(backend.plan(request.query.get("cause", control_api.UNKNOWN_CAUSE)))
+        except ValueError as error:
+            raise web.HTTPBadRequest(text=str(error)) from None
+
     async def ask(request: web.Request) -> web.Response:
         await request.read()  # a body over the limit is refused here, with 413
         verb = request.path.rpartition("/")[2]
@@ -149,6 +159,7 @@ def _application(backend: Backend) -> web.Application:
     application.router.add_get(control_api.STATUS, status)
     application.router.add_get(control_api.LADDER, ladder)
     application.router.add_get(control_api.LOGS, logs)
+    application.router.add_get(control_api.PLAN, plan)
     for verb in control_api.VERBS:
         application.router.add_post(f"/v1/{verb}", ask)
     _add_incidents(application.router, backend)

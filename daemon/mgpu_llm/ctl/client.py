@@ -21,6 +21,9 @@ from mgpu_llm.ctl import exits
 ANSWER_S = 5.0
 #: A status with every attempt's evidence has tens of kilobytes; a foreign server may send without end.
 ANSWER_BYTES = 16 * 1024 * 1024
+_INCIDENT_FOLDERS = (
+    f"each incident is a folder in incidents/ below daemon.state_dir ({control_api.DEFAULT_STATE_DIR}/incidents)"
+)
 
 
 class Failure(click.ClickException):
@@ -71,18 +74,29 @@ class Client:
         with self.making_sense():
             return str(self._request("POST", f"/v1/{verb}")["message"])
 
+    def forget(self) -> str:
+        """The rung that served last: the daemon's word on it."""
+        file = f"{control_api.KNOWN_GOOD_NAME} below daemon.state_dir"
+        default = f"{control_api.DEFAULT_STATE_DIR}/{control_api.KNOWN_GOOD_NAME}"
+        with self._or_on_the_disk(f"remove {file} ({default}) and the next start begins with your settings"):
+            return self.ask_for("forget")
+
+    def plan(self, cause: str) -> dict[str, Any]:
+        """What would be tried against a cause; a Failure with code WRONG_COMMAND where the daemon does not know it."""
+        return self._request("GET", f"{control_api.PLAN}?cause={quote(cause, safe='')}")
+
     def incidents(self) -> list[dict[str, Any]]:
-        with self._or_on_the_disk(), self.making_sense():
+        with self._or_on_the_disk(_INCIDENT_FOLDERS), self.making_sense():
             return [dict(incident) for incident in self._request("GET", control_api.INCIDENTS)["incidents"]]
 
     def incident(self, wanted: str) -> dict[str, Any]:
         """`wanted` is its id, the beginning of one, or "last"."""
-        with self._or_on_the_disk():
+        with self._or_on_the_disk(_INCIDENT_FOLDERS):
             return self._request("GET", f"{control_api.INCIDENTS}/{quote(wanted, safe='')}")
 
     def incident_archive(self, wanted: str) -> bytes:
         """A .tar.gz of it."""
-        with self._or_on_the_disk():
+        with self._or_on_the_disk(_INCIDENT_FOLDERS):
             target = f"{control_api.INCIDENTS}/{quote(wanted, safe='')}/archive"
             status, body = self._exchange("GET", target)
             if status >= 400:
@@ -90,17 +104,14 @@ class Client:
             return body
 
     @contextmanager
-    def _or_on_the_disk(self) -> Iterator[None]:
-        """Evidence is there when the daemon has given up, too."""
+    def _or_on_the_disk(self, there: str) -> Iterator[None]:
+        """What the daemon has kept is there when it has given up, too: `there` says what to do with it."""
         try:
             yield
         except Failure as failure:
             if failure.code != exits.NO_DAEMON:
                 raise
-            where = f"incidents/ below daemon.state_dir ({control_api.DEFAULT_STATE_DIR}/incidents)"
-            raise Failure(
-                f"{failure.message}; without it, each incident is a folder in {where}", failure.code
-            ) from failure
+            raise Failure(f"{failure.message}; without it, {there}", failure.code) from failure
 
     @contextmanager
     def making_sense(self) -> Iterator[None]:
@@ -121,7 +132,8 @@ class Client:
         if not isinstance(document, dict):
             raise self._foreign("its JSON is not an object")
         if status >= 400:
-            raise Failure(str(document.get("error", f"HTTP status {status}")), exits.REFUSED)
+            code = exits.WRONG_COMMAND if status == 400 else exits.REFUSED
+            raise Failure(str(document.get("error", f"HTTP status {status}")), code)
         return document
 
     def _exchange(self, method: str, target: str) -> tuple[int, bytes]:

@@ -6,6 +6,7 @@ from typing import Final
 
 DONE: Final = 0
 ON_ITS_WAY: Final = 1
+WRONG_COMMAND: Final = 2
 NO_RECORDING: Final = 2
 NO_DAEMON: Final = 3
 NOT_ALLOWED: Final = 4

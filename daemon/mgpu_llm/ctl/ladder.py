@@ -1,4 +1,4 @@
-"""mgpuctl ladder: the rungs in the order in which they would be tried, with the exact changes of each."""
+"""mgpuctl ladder: the rungs in the order in which they would be tried against an unknown cause, with the changes of each."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from mgpu_llm.ctl.layout import ladder_lines
 from mgpu_llm.ctl.words import page, say
 
 
-@click.command("ladder")
+@click.command("ladder", short_help="The rungs for causes that nobody knows, in order.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 @click.pass_obj
 def command(client: Client, *, as_json: bool) -> int:
-    """The rungs as they would be tried, with their changes and costs."""
+    """The rungs for causes that nobody knows, in order, with their changes and costs.
+
+    Where each stands: tried in vain, passed over because a later one served last, current, next, later. Against a cause that
+    is known other rungs may be tried, in another order: mgpuctl plan --cause CAUSE.
+    """
     rungs = client.rungs()
     with client.making_sense():
         document = {"rungs": [rung_to_json(rung) for rung in rungs]}

@@ -30,7 +30,7 @@ NEXT = {
 }
 NEXT_DEGRADED = (
     ("mgpuctl attempts", "why the settings were changed"),
-    ("mgpuctl ladder", "the settings that were tried"),
+    ("mgpuctl ladder", "this rung among the others"),
 )
 
 
@@ -43,12 +43,26 @@ def status_lines(status: Status, page: Page) -> list[str]:
     lines += [f"{'State':>{LABEL}}: {page.paint(plain(state), colour, bold=True)}{lasting}"]
     lines += _field("Status", page.wrap(status.headline, LABEL + 2))
     if status.state not in ("stopped", "failed"):
-        lines += _field("Cost", page.wrap(status.cost, LABEL + 2))
-        lines += _field("Changes", [plain(change) for change in status.changes])
+        lines += _settings_fields(status, page)
     lines += _engine_fields(status, page)
     lines += _field("GPUs", gpu_lines(status, page, LABEL + 2))
     lines += _failures(status, page)
     return lines + _next(status, page)
+
+
+def _settings_fields(status: Status, page: Page) -> list[str]:
+    """What is not as configured: since when, why, what it costs unless the headline has said so, and how to come back."""
+    since = way_back = ""
+    if status.degradation is not None:
+        cause = status.degradation.cause
+        since = f"since {status.degradation.since}" + (f", because of {cause}" if cause else "")
+        way_back = status.degradation.way_back
+    return [
+        *_field("Degraded", page.wrap(since, LABEL + 2)),
+        *_field("Cost", page.wrap("" if status.cost in status.headline else status.cost, LABEL + 2)),
+        *_field("Changes", [plain(change) for change in status.changes]),
+        *_field("Way back", page.wrap(way_back, LABEL + 2)),
+    ]
 
 
 def _engine_fields(status: Status, page: Page) -> list[str]:
@@ -105,6 +119,8 @@ def _diagnosis(attempt: AttemptStatus, page: Page, *, indent: int) -> list[str]:
 def _next(status: Status, page: Page) -> list[str]:
     degraded = status.state == "ready" and status.degraded
     hints = NEXT_DEGRADED if degraded else NEXT.get(status.state, ())
+    if degraded and not any(attempt.outcome in FAILURES for attempt in status.attempts):
+        hints = NEXT_DEGRADED[1:]  # it began on this rung: what led to it was in an earlier life of the daemon
     if not hints:
         return []
     width = max(len(command) for command, _ in hints)

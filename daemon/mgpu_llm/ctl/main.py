@@ -20,10 +20,12 @@ VERBS = (
     "status",
     "attempts",
     "ladder",
+    "plan",
     "logs",
     "start",
     "stop",
     "restart",
+    "forget",
     "replay",
     "incidents",
     "incident",
@@ -34,13 +36,13 @@ EXIT_CODES = """\b
 Exit codes:
   0  done; status: the model is served
   1  status: not served yet, but the daemon works on it
-  2  the command line is wrong; replay: the file is no recording
+  2  the command line is wrong; replay: the file is no recording; plan: there is no such cause
   3  no daemon answers on the socket
   4  not allowed to use the socket
   5  no answer in 5 s, or not one of a mgpud
   6  the engine is stopped (status, --wait)
   7  the engine has failed, the daemon gave up (status, --wait)
-  8  the daemon refused, or the result could not be written"""
+  8  the daemon refused, the result could not be written, or plan: mgpud cannot make one"""
 
 
 class Verbs(click.Group):
