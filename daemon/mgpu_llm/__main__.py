@@ -20,7 +20,7 @@ import structlog
 
 import mgpu_llm
 from mgpu_llm import assembly
-from mgpu_llm.adapters import control_socket, gpus, instance_lock, journal, state_dir
+from mgpu_llm.adapters import control_socket, gpus, instance_lock, journal, state_dir, streams
 from mgpu_llm.adapters.console import Console
 from mgpu_llm.adapters.engine.aside import aside
 from mgpu_llm.adapters.engine.cgroup import find_delegated
@@ -91,14 +91,16 @@ def main(config_file: Path, *, check: bool) -> None:
     Exit status: 0 stopped on request; 65 no retry can help; 69 gave up, the ladder is spent; 70 a fault in mgpud;
     75 try again (another daemon runs, or the driver cannot be reached); 78 the config is wrong.
     """
-    _mend_inheritance()
+    streams.mend()
+    # An engine's exit status would be thrown away by the kernel under what a careless parent hands down.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # Before the first thing that can fail: structlog's own way to show a fault prints every variable, secrets included.
     journal.configure("info", os.environ, sys.stderr)
     notifier = SystemdNotifier(os.environ)
     try:
         sys.exit(asyncio.run(_check(config_file) if check else _supervise(config_file, notifier)))
     except CannotStartError as problem:
-        click.echo(problem.message, err=True)
+        streams.tell(problem.message, sys.stderr)
         # The first line is what `systemctl status` shows of a start that failed.
         notifier.status(problem.message.partition("\n")[0])
         sys.exit(problem.status)
@@ -108,29 +110,24 @@ def main(config_file: Path, *, check: bool) -> None:
         sys.exit(FAULT)
 
 
-def _mend_inheritance() -> None:
-    """Undo what a careless parent handed down: closed standard streams, whose numbers our own files would get, and an
-    ignored SIGCHLD, under which the kernel throws the engine's exit status away."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for stream in range(3):
-        try:
-            os.fstat(stream)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
-    if sys.stderr is None:
-        sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace")
-
-
 async def _check(config_file: Path) -> int:
     loaded = parse.load(config_file)
     # The engine of a daemon that runs holds the port, as it should.
     running = instance_lock.holder(Path(loaded.config.daemon.runtime_dir)) is not None
     planned = await _planned(loaded, Gpus(), engine_runs=running)
-    click.echo(f"{config_file}: no problems; the ladder has {len(planned.policy.rungs)} rungs:")
+    lines = [f"{config_file}: no problems; the ladder has {len(planned.policy.rungs)} rungs:"]
     for rung in planned.policy.rungs:
         changes = differences(planned.policy.rungs[0].launch, rung.launch)
-        click.echo(f"  {rung.name}: {'; '.join(changes) or 'as configured'}")
+        lines += [f"  {rung.name}: {'; '.join(changes) or 'as configured'}"]
+    _print("\n".join(lines))
+    if remark := state_dir.foreseen(planned.state_dir):
+        streams.tell(f"remark: {remark}", sys.stderr)
     return 0
+
+
+def _print(text: str) -> None:
+    if why := streams.tell(text, sys.stdout):
+        raise CannotStartError(TRY_AGAIN, f"cannot write the result: {why}")
 
 
 async def _supervise(config_file: Path, notifier: SystemdNotifier) -> int:

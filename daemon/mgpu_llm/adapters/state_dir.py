@@ -23,6 +23,8 @@ import structlog
 
 #: flock(2) where a file system has none, for folders.
 _NO_LOCKS: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+#: Of a folder that cannot be used.
+CONSEQUENCE: Final = "loads are not recorded, and nothing is learnt from them"
 
 log = structlog.get_logger()
 
@@ -45,9 +47,24 @@ def held(folder: Path) -> Iterator[Path | None]:
             log.warning(
                 "state.unusable",
                 reason=f"cannot use '{folder}': {_why(error)}; set daemon.state_dir",
-                consequence="loads are not recorded, and nothing is learnt from them",
+                consequence=CONSEQUENCE,
             )
         yield found
+
+
+def foreseen(folder: Path) -> str:
+    """What `held` would find of the folder for this user, in one line; "" where it is there and can be used. Makes nothing, and
+    so does not see what only a trial shows: a full disk, another mgpud."""
+    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    there = nearest == folder
+    if not os.path.isdir(nearest):  # noqa: PTH112 - is_dir raises where a link leads to what is hidden
+        why = "it is not a folder" if there else f"'{nearest}' is not a folder"
+    elif not os.access(nearest, os.W_OK | os.X_OK | (os.R_OK if there else 0), effective_ids=True):
+        user = f"this user (uid {os.geteuid()})"
+        why = f"{user} may not write in it" if there else f"{user} may not make it in '{nearest}'"
+    else:
+        return "" if there else f"'{folder}' is not there yet: it will be made"
+    return f"cannot use '{folder}': {why}; set daemon.state_dir, else {CONSEQUENCE}"
 
 
 def _why(error: OSError) -> str:
