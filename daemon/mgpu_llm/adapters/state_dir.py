@@ -24,7 +24,7 @@ import structlog
 #: flock(2) where a file system has none, for folders.
 _NO_LOCKS: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 #: Of a folder that cannot be used.
-CONSEQUENCE: Final = "loads are not recorded, and nothing is learnt from them"
+CONSEQUENCE: Final = "loads are not recorded, nothing is learnt from them, and the next start begins at the base"
 
 log = structlog.get_logger()
 
