@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -19,8 +21,8 @@ import click
 import structlog
 
 import mgpu_llm
-from mgpu_llm import assembly
-from mgpu_llm.adapters import control_socket, gpus, instance_lock, journal, state_dir, streams
+from mgpu_llm import assembly, startup
+from mgpu_llm.adapters import control_socket, instance_lock, journal, state_dir, streams
 from mgpu_llm.adapters.console import Console
 from mgpu_llm.adapters.engine.aside import aside
 from mgpu_llm.adapters.engine.cgroup import find_delegated
@@ -36,37 +38,30 @@ from mgpu_llm.adapters.recorder import Recorder
 from mgpu_llm.adapters.systemd import SystemdNotifier, watchdog_interval_s
 from mgpu_llm.chronicle import Chronicle
 from mgpu_llm.collector import Collector
-from mgpu_llm.config import checks, files, parse
+from mgpu_llm.config import files, parse
 from mgpu_llm.config.listener import trouble
 from mgpu_llm.config.parse import Loaded
-from mgpu_llm.config.problem import ConfigProblem, render
-from mgpu_llm.core import kernel
+from mgpu_llm.config.problem import render
+from mgpu_llm.core import kernel, planning
 from mgpu_llm.core.effects import Exit
 from mgpu_llm.core.events import Event
 from mgpu_llm.core.launch import differences
 from mgpu_llm.observer import Observer
 from mgpu_llm.performer import Outside
+from mgpu_llm.plan_json import plan_to_json
 from mgpu_llm.runner import Audience, Runner
+from mgpu_llm.startup import BAD_CONFIG, TRY_AGAIN, CannotStartError
 
-#: Exit statuses besides the core's own (0, 65, 69): a fault of ours, "try again", and a wrong config (sysexits.h).
+#: Exit statuses besides the core's own (0, 65, 69) and those of a start: a wrong command line, as click has it, and a fault of
+#: ours (sysexits.h).
+WRONG_COMMAND: Final = 2
 FAULT: Final = 70
-TRY_AGAIN: Final = 75
-BAD_CONFIG: Final = 78
 #: How long the last words may take to reach a disk that may be stuck.
 CLOSE_S: Final = 6.0
 #: What a killed daemon has left among the incidents is removed first, unless the disk does not answer.
 ADOPT_S: Final = 5.0
 
 log = structlog.get_logger()
-
-
-class CannotStartError(Exception):
-    """The daemon cannot run: `message` for the operator, `status` for systemd."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -83,14 +78,22 @@ class CannotStartError(Exception):
     is_flag=True,
     help="Print every problem of the config and exit: 0 without, 78 with, 75 where the GPUs cannot be seen.",
 )
+@click.option(
+    "--plan",
+    "cause",
+    metavar="CAUSE",
+    help='Print as JSON what would be tried against a cause ("unknown": one that nobody knows), and exit. Starts nothing.',
+)
 @click.version_option(mgpu_llm.__version__, prog_name="mgpud")
-def main(config_file: Path, *, check: bool) -> None:
+def main(config_file: Path, cause: str | None, *, check: bool) -> None:
     """Supervise a vLLM server: bring it to service, through stalls, and keep it there.
 
     \b
-    Exit status: 0 stopped on request; 65 no retry can help; 69 gave up, the ladder is spent; 70 a fault in mgpud;
-    75 try again (another daemon runs, or the driver cannot be reached); 78 the config is wrong.
+    Exit status: 0 stopped on request; 2 a wrong command line; 65 no retry can help; 69 gave up, the ladder is spent;
+    70 a fault in mgpud; 75 try again (another daemon runs, or the driver cannot be reached); 78 the config is wrong.
     """
+    if check and cause is not None:
+        raise click.UsageError("--check and --plan are two questions; ask one of them")
     streams.mend()
     # An engine's exit status would be thrown away by the kernel under what a careless parent hands down.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -98,7 +101,7 @@ def main(config_file: Path, *, check: bool) -> None:
     journal.configure("info", os.environ, sys.stderr)
     notifier = SystemdNotifier(os.environ)
     try:
-        sys.exit(asyncio.run(_check(config_file) if check else _supervise(config_file, notifier)))
+        sys.exit(asyncio.run(_asked(config_file, check, cause, notifier)))
     except CannotStartError as problem:
         streams.tell(problem.message, sys.stderr)
         # The first line is what `systemctl status` shows of a start that failed.
@@ -110,14 +113,34 @@ def main(config_file: Path, *, check: bool) -> None:
         sys.exit(FAULT)
 
 
+async def _asked(config_file: Path, check: bool, cause: str | None, notifier: SystemdNotifier) -> int:
+    if cause is not None:
+        return await _plan(config_file, cause)
+    return await (_check(config_file) if check else _supervise(config_file, notifier))
+
+
+async def _plan(config_file: Path, cause: str) -> int:
+    planned = await startup.foreseen(parse.load(config_file), Gpus(), os.environ)
+    try:
+        document = plan_to_json(planned.policy, cause)
+    except ValueError as error:
+        near = get_close_matches(cause, planning.causes(), 1)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        raise CannotStartError(WRONG_COMMAND, f"cannot plan: {error}{hint}") from None
+    _print(json.dumps(document, indent=2))
+    return 0
+
+
 async def _check(config_file: Path) -> int:
     loaded = parse.load(config_file)
     # The engine of a daemon that runs holds the port, as it should.
     running = instance_lock.holder(Path(loaded.config.daemon.runtime_dir)) is not None
-    planned = await _planned(loaded, Gpus(), engine_runs=running)
-    lines = [f"{config_file}: no problems; the ladder has {len(planned.policy.rungs)} rungs:"]
-    for rung in planned.policy.rungs:
-        changes = differences(planned.policy.rungs[0].launch, rung.launch)
+    planned = await startup.checked(loaded, Gpus(), os.environ, engine_runs=running)
+    policy = planned.policy
+    rungs = [step.rung for step in planning.plans(policy)[0].rungs]
+    lines = [f"{config_file}: no problems; for a cause that nobody knows the ladder has {len(rungs)} rungs:"]
+    for rung in rungs:
+        changes = differences(policy.ladder.base, policy.launch(rung))
         lines += [f"  {rung.name}: {'; '.join(changes) or 'as configured'}"]
     _print("\n".join(lines))
     if remark := state_dir.foreseen(planned.state_dir):
@@ -169,7 +192,7 @@ async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console, stat
     for told in await sweep_orphans(runtime_dir, clock=clock, deadline_s=10, cgroup=cgroup):
         log.warning("engine.orphan", what=told)
     driver = Gpus()
-    plan = await _planned(loaded, driver)
+    plan = await startup.to_run(loaded, driver, os.environ)
     log.info(
         "daemon.started",
         version=mgpu_llm.__version__,
@@ -251,38 +274,6 @@ async def _incidents(loaded: Loaded, state: Path | None) -> Incidents:
     incidents = Incidents(state and state / "incidents", keep=kept.keep, max_bytes=kept.max_size << 20)
     await aside(incidents.adopt, ADOPT_S)
     return incidents
-
-
-async def _planned(loaded: Loaded, driver: Gpus, *, engine_runs: bool = False) -> assembly.Plan:
-    """Check everything, GPUs included, and put the plan together. Raises CannotStartError with all problems at once."""
-    found = await _find_gpus(loaded, driver)
-    count = len(found) if isinstance(found, dict) else None
-    problems = checks.check(loaded, os.environ, gpu_count=count, engine_runs=engine_runs)
-    if isinstance(found, ConfigProblem):
-        raise CannotStartError(BAD_CONFIG, render([*problems, found]))
-    if problems:
-        raise CannotStartError(BAD_CONFIG, render(problems))
-    if isinstance(found, gpus.GpusUnobserved):
-        hint = 'an engine without GPUs needs gpus.use = "none"'
-        raise CannotStartError(TRY_AGAIN, f"{found.reason} ({hint})")
-    return assembly.plan(loaded.config, found, os.environ)
-
-
-async def _find_gpus(loaded: Loaded, driver: Gpus) -> dict[str, str] | ConfigProblem | gpus.GpusUnobserved | None:
-    """The configured GPUs as {index: UUID} in the config's order, None where it wants none, or why there are none.
-
-    vLLM gets indices, because releases before 0.10 fail on UUIDs in CUDA_VISIBLE_DEVICES.
-    """
-    use = loaded.config.gpus.use
-    if use == "none" or loaded.faulty("gpus"):
-        return None
-    try:
-        chosen = gpus.resolve(use, await driver.inventory())
-    except gpus.GpusUnobserved as silence:
-        return silence
-    except ValueError as error:
-        return loaded.problem(("gpus", "use"), str(error))
-    return {str(gpu.index): gpu.uuid for gpu in chosen}
 
 
 if __name__ == "__main__":

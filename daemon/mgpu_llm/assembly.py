@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mgpu_llm
-from mgpu_llm.config import launching
+from mgpu_llm.config import launching, model
+from mgpu_llm.config.context import context_length
 from mgpu_llm.config.endpoint import Listening, endpoint, listening
-from mgpu_llm.config.model import model_heads, weights_bytes
+from mgpu_llm.config.ladder import to_ladder
 from mgpu_llm.config.schema import Config
 from mgpu_llm.core.endpoint import Endpoint
 from mgpu_llm.core.history import launch_key
-from mgpu_llm.core.ladder import Rung
+from mgpu_llm.core.ladder import Ladder
 from mgpu_llm.core.launch import Server, argv
 from mgpu_llm.core.report import Identity
 from mgpu_llm.core.states import Policy
+from mgpu_llm.host import Found, Versions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that the config decides. `uuids` maps the entries of CUDA_VISIBLE_DEVICES to NVML's UUIDs."""
+    """Everything that the config decides. `uuids` maps the entries of CUDA_VISIBLE_DEVICES to NVML's UUIDs, spares included."""
 
     policy: Policy
     server: Server
@@ -33,45 +35,65 @@ class Plan:
     uuids: Mapping[str, str]
 
 
-def plan(config: Config, uuids: Mapping[str, str] | None, environ: Mapping[str, str]) -> Plan:
-    """Put the daemon together. `uuids` are the GPUs in the config's order, None where it wants none.
-
-    Raises FileNotFoundError or PermissionError when the engine's program is not there.
-    """
-    server = launching.to_server(config, environ)
-    base = launching.to_base_launch(config, None if uuids is None else tuple(uuids))
+def plan(config: Config, found: Found, command: tuple[str, ...], environ: Mapping[str, str]) -> Plan:
+    """Put the daemon together. `command` is the engine's up to the model, `environ` what it inherits."""
+    server = launching.to_server(config, command)
     where = endpoint(config, environ)
-    rungs = launching.to_ladder(config, base, model_heads(config, environ))
-    gpus = uuids or {}
-    keys = tuple(
-        launch_key(argv(server, rung.launch), rung.launch.env, [gpus[gpu] for gpu in rung.launch.gpus or ()])
-        for rung in rungs
+    uuids = {**(found.uuids or {}), **found.spares}
+    ladder = to_ladder(
+        config,
+        launching.to_base_launch(config, None if found.uuids is None else tuple(found.uuids)),
+        model.model_heads(config, environ),
+        least_memory=model.least_memory(config, environ),
+        gpu_bytes=found.smallest_bytes,
+        context=context_length(config, environ),
+        nvlink=found.nvlink,
+        spares=tuple(found.spares),
     )
+    policy = _policy(config, ladder)
     return Plan(
-        policy=_policy(config, rungs, keys, weights_bytes(config, environ)),
+        policy=replace(policy, server=server, uuids=uuids, weights_bytes=model.weights_bytes(config, environ)),
         server=server,
         identity=Identity(version=mgpu_llm.__version__, model=config.model.served_name or server.model, url=where.url),
         endpoint=where,
         listening=listening(config),
         runtime_dir=Path(config.daemon.runtime_dir),
         state_dir=Path(config.daemon.state_dir),
-        uuids=gpus,
+        uuids=uuids,
     )
 
 
-def _policy(config: Config, rungs: tuple[Rung, ...], keys: tuple[str, ...], weights: int | None) -> Policy:
+def key(plan: Plan, config: Config, versions: Versions, environ: Mapping[str, str]) -> dict[str, str]:
+    """What a rung that serves depends on, each part as an operator calls it; "" is what nobody can tell."""
+    fingerprint, base = model.fingerprint(config, environ), plan.policy.ladder.base
+    # Model and GPUs are parts of their own: a change of one of them shall be told once.
+    settings = argv(replace(plan.server, model=""), base)
+    return {
+        "model": fingerprint.path,
+        "model size": "" if fingerprint.bytes is None else str(fingerprint.bytes),
+        "model config": fingerprint.config_sha256,
+        "GPUs": ", ".join(plan.uuids.values()),
+        "driver": versions.driver,
+        "vLLM": versions.vllm,
+        "NCCL": versions.nccl,
+        "settings": launch_key(settings, base.env, ()),
+    }
+
+
+def _policy(config: Config, ladder: Ladder) -> Policy:
     retries, serving, stop, heartbeat = config.retries, config.serving, config.stop, config.heartbeat
     return Policy(
-        rungs=rungs,
-        keys=keys,
+        ladder=ladder,
+        up_after=config.ladder.retry_up_after,
         patience=launching.to_patience(config),
         learn_factor=heartbeat.learn_factor if heartbeat.learn else None,
         look_at_stacks=heartbeat.stacks,
-        weights_bytes=weights,
         attempts=retries.attempts,
+        tries_per_cause=retries.per_cause,
         crashes_per_rung=retries.crashes_per_rung,
         backoff_s=retries.backoff,
         backoff_ceiling_s=retries.backoff_ceiling,
+        backoff_jitter=retries.jitter,
         probe_interval_s=serving.probe_interval,
         failed_probes=serving.failed_probes,
         deaths=serving.deaths,

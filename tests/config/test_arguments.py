@@ -107,21 +107,21 @@ def test_vllms_own_config_file_may_set_only_what_the_daemon_need_not_know(tmp_pa
             "engine.env.CUDA_VISIBLE_DEVICES: CUDA_VISIBLE_DEVICES does not belong here; remove it and set gpus.use",
         ),
         (
-            "ladder = [{ name = 'a', env = { VLLM_API_KEY = 'k' } }]",
-            "ladder[0].env.VLLM_API_KEY: VLLM_API_KEY does not belong here; remove it and set it in [engine.env]",
+            "ladder.rungs = [{ name = 'a', env = { VLLM_API_KEY = 'k' } }]",
+            "ladder.rungs[0].env.VLLM_API_KEY: VLLM_API_KEY does not belong here; remove it and set it in [engine.env]",
         ),
         (
-            "ladder = [{ name = 'a', args = ['-tp', '1'] }]",
-            "ladder[0].args: --tensor-parallel-size has a key of its own here; remove it from the arguments and set gpus",
+            "ladder.rungs = [{ name = 'a', args = ['-tp', '1'] }]",
+            "ladder.rungs[0].args: --tensor-parallel-size has a key of its own here; remove it from the arguments and set gpus",
         ),
         (
-            "ladder = [{ name = 'a', args = ['--gpu-memory-utilization=0.5'] }]",
-            "ladder[0].args: --gpu-memory-utilization has a key of its own here; remove it from the arguments and "
+            "ladder.rungs = [{ name = 'a', args = ['--gpu-memory-utilization=0.5'] }]",
+            "ladder.rungs[0].args: --gpu-memory-utilization has a key of its own here; remove it from the arguments and "
             "set utilisation",
         ),
         (
-            "ladder = [{ name = 'a', args = ['--port=81'] }]",
-            "ladder[0].args: --port is the same on every rung; set it in engine.args",
+            "ladder.rungs = [{ name = 'a', args = ['--port=81'] }]",
+            "ladder.rungs[0].args: --port is the same on every rung; set it in engine.args",
         ),
     ],
 )

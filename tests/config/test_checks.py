@@ -10,7 +10,7 @@ import pytest
 
 from mgpu_llm.config.checks import check
 from mgpu_llm.config.parse import load
-from tests.config.loading import checked, free_port, unprivileged
+from tests.config.loading import checked, free_port, loaded, unprivileged
 from tests.config.test_model import write_model
 
 #: An engine that is there: the checks then speak of nothing else.
@@ -216,6 +216,11 @@ def test_a_unix_socket_in_use_is_found_and_the_port_is_not_asked_for(tmp_path: P
             "expected one GPU for each rank; use more GPUs",
         ),
         ("gpus = { use = [0], tensor_parallel = 2 }\nengine.args = ['--nnodes', '2']", None, ""),
+        (
+            "gpus = { use = [0], tensor_parallel = 2 }\nengine.args = ['--distributed-executor-backend', 'mp']",
+            None,
+            "found 2 ranks for 1 GPUs, expected one GPU for each rank; write 1",
+        ),
         ("gpus = { use = [0, 1, 2, 3], tensor_parallel = 2 }\nengine.args = ['-pp', '2']", None, ""),
     ],
 )
@@ -268,16 +273,16 @@ def test_the_size_to_write_fits_both_heads_and_gpus(tmp_path: Path) -> None:
 def test_rungs_must_fit_the_gpus_and_the_heads(tmp_path: Path) -> None:
     model = write_model(tmp_path, LLAMA)
     lines = checked(f"""
-        ladder = [{{ name = "a", gpus = 4 }}, {{ name = "b", gpus = 3 }}, {{ name = "c", gpus = 5 }},
-                  {{ name = "d", utilisation = 0.5 }}]
+        ladder.rungs = [{{ name = "a", gpus = 4 }}, {{ name = "b", gpus = 3 }}, {{ name = "c", gpus = 5 }},
+                        {{ name = "d", utilisation = 0.5 }}]
         model.path = "{model}"
         gpus.use = [0, 1, 2, 3]
         {ENGINE}
     """)
     assert lines == [
-        "a.toml: ladder[1].gpus: found 3, expected a number that splits the model's 12 attention heads and "
+        "a.toml: ladder.rungs[1].gpus: found 3, expected a number that splits the model's 12 attention heads and "
         "4 key/value heads; write 2",
-        "a.toml: ladder[2].gpus: found 5, expected at most the 4 GPUs of gpus.use",
+        "a.toml: ladder.rungs[2].gpus: found 5, expected at most the 4 GPUs of gpus.use",
     ]
 
 
@@ -296,6 +301,13 @@ def test_what_may_follow_from_a_known_problem_is_left_out() -> None:
     assert [line.split(": ")[1] for line in checked(f"{ENGINE}[modl]\npath = '/m'")] == ["modl"]
 
 
+def test_where_no_engine_will_start_neither_it_nor_its_port_is_asked_for() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        text = f"{HUB}[engine]\ncommand = ['/nowhere/vllm']\nport = {server.getsockname()[1]}"
+        assert len(check(loaded(text), {})) == 2
+        assert check(loaded(text), {}, engine_starts=False) == ()
+
+
 def test_with_a_file_missing_the_host_is_not_asked(tmp_path: Path) -> None:
-    loaded = load(tmp_path / "none.toml")
-    assert check(loaded, {}) == loaded.problems
+    missing = load(tmp_path / "none.toml")
+    assert check(missing, {}) == missing.problems

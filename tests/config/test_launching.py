@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 
 from mgpu_llm.config.launching import (
+    command_as_written,
     engine_command,
     own_python_has_vllm,
     to_base_launch,
-    to_ladder,
     to_patience,
     to_server,
 )
 from mgpu_llm.core.engine_log import Phase
-from mgpu_llm.core.ladder import Heads
 from mgpu_llm.core.launch import Launch, argv
 from mgpu_llm.core.stall import DEFAULT_PATIENCE_S
 from tests.config.loading import config, unprivileged
@@ -99,6 +98,12 @@ def test_a_program_that_is_none_says_why(tmp_path: Path) -> None:
         assert str(caught.value) == error
 
 
+def test_a_command_whose_engine_may_be_elsewhere_is_as_it_is_written() -> None:
+    assert command_as_written(config('engine.command = ["vllm", "serve", "-v"]').engine) == ("vllm", "serve", "-v")
+    assert command_as_written(config('engine.python = "/opt/python"').engine) == ("/opt/python", *MODULE)
+    assert command_as_written(config("").engine) == ("vllm", "serve")
+
+
 def test_a_program_in_a_folder_that_may_not_be_searched_says_so(tmp_path: Path) -> None:
     vllm = program(tmp_path / "closed" / "vllm")
     vllm.parent.chmod(0)
@@ -119,7 +124,7 @@ def test_the_server_and_the_base_launch_make_the_command_line(tmp_path: Path) ->
     assert launch == Launch(
         gpus=("GPU-a", "GPU-b"), tensor_parallel=2, utilisation=0.8, env={"A": "1"}, args=("--seed", "1")
     )
-    assert " ".join(argv(to_server(settings, {}), launch)) == (
+    assert " ".join(argv(to_server(settings, engine_command(settings.engine, {})), launch)) == (
         f"{vllm} serve org/name --tensor-parallel-size 2 --gpu-memory-utilization 0.8 --served-model-name m "
         "--host 127.0.0.1 --port 81 --seed 1"
     )
@@ -133,7 +138,7 @@ def test_what_the_arguments_give_is_not_given_twice(tmp_path: Path) -> None:
             engine.command = ["{vllm}"]
             engine.args = ["--host=::", "--port", "81", "--served_model_name", "a"]
         """),
-        {},
+        (str(vllm),),
     )
     assert (server.model, server.host, server.port, server.served_name) == (f"{tmp_path}/m", None, None, "")
 
@@ -141,32 +146,12 @@ def test_what_the_arguments_give_is_not_given_twice(tmp_path: Path) -> None:
 def test_a_relative_model_folder_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = config(f"model.path = './m'\nengine.python = '{sys.executable}'")
-    assert to_server(settings, {}).model == f"{tmp_path}/m"
+    assert to_server(settings, engine_command(settings.engine, {})).model == f"{tmp_path}/m"
 
 
 def test_without_gpus_one_rank_is_the_default_and_no_utilisation_is_set() -> None:
     assert to_base_launch(config("gpus.use = 'none'"), None) == Launch(gpus=None, tensor_parallel=1, utilisation=None)
     assert to_base_launch(config("gpus = { use = 'none', tensor_parallel = 2 }"), None).tensor_parallel == 2
-
-
-def test_the_ladder_is_the_built_in_one_until_entries_replace_it() -> None:
-    settings = config("gpus = { use = [0, 1], utilisation_step = 0.1, utilisation_floor = 0.8 }")
-    base = to_base_launch(settings, ("0", "1"))
-    names = [rung.name for rung in to_ladder(settings, base, Heads(attention=2))]
-    assert names == ["base", "p2p-off", "utilisation-0.80", "tp-1"]
-    own = config('[[ladder]]\nname = "mine"\nenv = { A = "1" }\nargs = ["-x"]\nutilisation = 0.5\ngpus = 1')
-    rung = to_ladder(own, base, Heads())[1]
-    assert (rung.name, rung.launch) == (
-        "mine",
-        Launch(gpus=("0",), tensor_parallel=1, utilisation=0.5, env={"A": "1"}, args=("-x",)),
-    )
-    assert [rung.name for rung in to_ladder(config("ladder = []"), base, Heads())] == ["base"]
-
-
-def test_pipeline_parallel_arguments_keep_the_number_of_gpus() -> None:
-    settings = config("engine.args = ['-pp', '2']\ngpus = { use = [0, 1, 2, 3], tensor_parallel = 2 }")
-    ladder = to_ladder(settings, to_base_launch(settings, ("0", "1", "2", "3")), Heads(attention=4))
-    assert all(rung.launch.gpus == ("0", "1", "2", "3") for rung in ladder)
 
 
 def test_patience_is_by_phase() -> None:

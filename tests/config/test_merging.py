@@ -21,11 +21,16 @@ def test_tables_merge_arrays_replace_and_the_later_file_wins() -> None:
 
 
 def test_a_ladder_of_a_later_file_replaces_the_earlier_one_and_may_empty_it() -> None:
-    first = '[[ladder]]\nname = "a"\ngpus = 1\n[[ladder]]\nname = "b"\ngpus = 1'
-    second = loaded(first, b='[[ladder]]\nname = "c"\ngpus = 1').config.ladder
+    first = '[[ladder.rungs]]\nname = "a"\ngpus = 1\n[[ladder.rungs]]\nname = "b"\ngpus = 1'
+    second = loaded(first, b='[[ladder.rungs]]\nname = "c"\ngpus = 1').config.ladder.rungs
     assert second is not None
     assert [rung.name for rung in second] == ["c"]
-    assert loaded(first, b="ladder = []").config.ladder == ()
+    assert loaded(first, b="ladder.rungs = []").config.ladder.rungs == ()
+
+
+def test_what_the_ladder_may_change_and_its_rungs_may_be_in_files_of_their_own() -> None:
+    merged = loaded('[[ladder.rungs]]\nname = "a"\ngpus = 1', b="[ladder]\nretry_up_after = 3").config.ladder
+    assert (merged.retry_up_after, [rung.name for rung in merged.rungs or ()]) == (3, ["a"])
 
 
 def test_every_value_remembers_its_file() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from tests.config.loading import loaded, problems
+from tests.config.loading import config, loaded, problems
 
 USE = 'expected "all", "none", a list of indices or of UUIDs'
 TABLES = "expected one of model, engine, gpus, patience, heartbeat, serving, retries, stop, records, incidents, daemon, ladder"
 ENGINE = "expected one of command, python, host, port, args, env"
+LADDER = "expected one of may_change, pin, remember, retry_up_after, rungs"
+AREAS = '"transports", "utilisation", "gpus", "graph-capture", "context-length", "dtype"'
+SPARES = "expected a list of indices or of UUIDs"
 DURATION = "expected seconds from 0.1 to 86400 (a day)"
 FRACTION = "expected a fraction above 0 and up to 1"
 
@@ -38,9 +41,23 @@ FRACTION = "expected a fraction above 0 and up to 1"
         ),
         ("stop.xyzzy = 1", "stop.xyzzy: found an unknown key, expected one of grace, kill_deadline"),
         (
-            '[[ladder]]\nname = "a"\ngpu = 1\nargs = ["-x"]',
-            "ladder[0].gpu: found an unknown key, expected one of name, env, args, utilisation, gpus; "
-            "did you mean ladder[0].gpus?",
+            '[[ladder.rungs]]\nname = "a"\ngpu = 1\nargs = ["-x"]',
+            "ladder.rungs[0].gpu: found an unknown key, expected one of name, env, args, utilisation, gpus; "
+            "did you mean ladder.rungs[0].gpus?",
+        ),
+        (
+            "ladder.may-change = []",
+            f"ladder.may-change: found an unknown key, {LADDER}; did you mean ladder.may_change?",
+        ),
+        ("ladder.pinned = []", f"ladder.pinned: found an unknown key, {LADDER}; did you mean ladder.pin?"),
+        (
+            "[ladder]\nname = 'a'",
+            f"ladder.name: found an unknown key, {LADDER}; rungs are written as [[ladder.rungs]]",
+        ),
+        (
+            "[[ladder.rungs]]\nname = 'a'\ngpus = 1\nremember = true",
+            "ladder.rungs[0].remember: found an unknown key, expected one of name, env, args, utilisation, gpus; "
+            "did you mean ladder.remember?",
         ),
     ],
 )
@@ -53,8 +70,25 @@ def test_an_unknown_key_says_what_is_known_and_what_may_be_meant(text: str, line
     [
         ("engine = 5", "engine: found 5 (integer), expected a table; write [engine]"),
         ("[[engine]]\nport = 1", "engine: found [{...}] (array), expected a table; write [engine]"),
-        ("[ladder]\nname = 'a'", "ladder: found a table, expected an array of tables; write [[ladder]]"),
-        ("ladder = [5]", "ladder[0]: found 5 (integer), expected a table"),
+        ("[[ladder]]\nname = 'a'", "ladder: found [{...}] (array), expected a table; write [[ladder.rungs]]"),
+        ("ladder = []", "ladder: found [] (array), expected a table; write ladder.rungs = []"),
+        ("ladder = true", "ladder: found true (boolean), expected a table; write [ladder]"),
+        (
+            "[ladder.rungs]\nname = 'a'\ngpus = 1",
+            "ladder.rungs: found a table, expected an array of tables; write [[ladder.rungs]]",
+        ),
+        ("ladder.rungs = 5", "ladder.rungs: found 5 (integer), expected an array of tables"),
+        ("ladder.rungs = [5]", "ladder.rungs[0]: found 5 (integer), expected a table"),
+        ("ladder.pin = ['gpu']", f'ladder.pin[0]: found "gpu" (string), expected one of {AREAS}; write "gpus"'),
+        (
+            "ladder.may_change = ['dtype', 'context_length']",
+            f'ladder.may_change[1]: found "context_length" (string), expected one of {AREAS}; write "context-length"',
+        ),
+        (
+            "ladder.may_change = 'dtype'",
+            f'ladder.may_change: found "dtype" (string), expected an array of some of {AREAS}; write ["dtype"]',
+        ),
+        ("ladder.remember = 'no'", 'ladder.remember: found "no" (string), expected true or false; write false'),
         (
             'engine.port = "8000"',
             'engine.port: found "8000" (string), expected an integer from 1 to 65535; write 8000',
@@ -144,6 +178,38 @@ def test_gpus_that_are_not_a_choice_say_how_to_choose(written: str, rest: str) -
     assert problems(f"gpus.use = {written}") == [f"a.toml: gpus.use: {rest}"]
 
 
+@pytest.mark.parametrize(
+    ("gpus", "rest"),
+    [
+        (
+            "spares = [4]",
+            'gpus.use = "all" leaves none beside it; write into gpus.use which GPUs to use, or remove the spares',
+        ),
+        (
+            "use = 'none', spares = [4]",
+            'gpus.use = "none" leaves none beside it; write into gpus.use which GPUs to use, or remove the spares',
+        ),
+        (
+            "use = [2, 3], spares = [4, 3, 2]",
+            "found [4, 3, 2] (array), expected GPUs that are not in gpus.use; remove 3, 2",
+        ),
+        ("use = [2], spares = 4", f"found 4 (integer), {SPARES}; write [4]"),
+        ("use = [2], spares = 'all'", f'found "all" (string), {SPARES}'),
+        ("use = [2], spares = [4, 4]", "found [4, 4] (array), expected each GPU once; 4 is there more than once"),
+        (
+            "use = [2], spares = ['MIG-1']",
+            f'found ["MIG-1"] (array), {SPARES}; a MIG slice cannot be used, name whole GPUs',
+        ),
+    ],
+)
+def test_spares_that_cannot_stand_in_say_why(gpus: str, rest: str) -> None:
+    assert problems(f"gpus = {{ {gpus} }}") == [f"a.toml: gpus.spares: {rest}"]
+
+
+def test_spares_by_index_or_uuid_are_taken() -> None:
+    assert config("gpus = { use = [2, 3], spares = [4, 'GPU-77'] }").gpus.spares == (4, "GPU-77")
+
+
 @pytest.mark.parametrize("written", ['"all"', '"none"', "[2, 3]", '["GPU-5e0c", "GPU-77"]', '[0, "GPU-77"]'])
 def test_gpus_by_word_index_or_uuid_are_taken(written: str) -> None:
     assert problems(f"gpus.use = {written}") == []
@@ -198,6 +264,17 @@ def test_gpus_by_word_index_or_uuid_are_taken(written: str) -> None:
             "gpus.utilisation_floor: found 0.6 (float), expected at most gpus.memory_utilisation, which is 0.5",
         ),
         (
+            "gpus = { memory_utilisation = 0.9, utilisation_ceiling = 0.8 }",
+            "gpus.utilisation_ceiling: found 0.8 (float), expected at least gpus.memory_utilisation, which is 0.9",
+        ),
+        ("retries.per_cause = 0", "retries.per_cause: found 0 (integer), expected an integer from 1 to 1000"),
+        ("retries.jitter = 1.5", "retries.jitter: found 1.5 (float), expected a fraction from 0 to 1"),
+        ("ladder.retry_up_after = -1", "ladder.retry_up_after: found -1 (integer), expected an integer from 0 to 1000"),
+        (
+            "ladder = { may_change = ['dtype', 'gpus', 'dtype'], pin = ['dtype'] }",
+            "ladder.may_change: ladder.pin has dtype too; keep it in one of them",
+        ),
+        (
             "retries.backoff = 100",
             "retries.backoff_ceiling: found the default 60.0, expected at least retries.backoff, which is 100",
         ),
@@ -207,36 +284,49 @@ def test_a_value_that_makes_no_sense_says_the_bounds(text: str, line: str) -> No
     assert problems(text) == [f"a.toml: {line}"]
 
 
-def test_a_utilisation_below_the_default_floor_is_no_mistake() -> None:
-    assert problems("gpus.memory_utilisation = 0.5") == []
+@pytest.mark.parametrize("start", [0.5, 0.97])
+def test_a_utilisation_beyond_the_default_floor_or_ceiling_is_no_mistake(start: float) -> None:
+    assert problems(f"gpus.memory_utilisation = {start}") == []
 
 
 @pytest.mark.parametrize(
     ("entry", "line"),
     [
-        ("gpus = 1", "ladder[0].name: found nothing, expected a name of at most 40 of a-z, 0-9 and -"),
+        ("gpus = 1", "ladder.rungs[0].name: found nothing, expected a name of at most 40 of a-z, 0-9 and -"),
         (
             "name = 'P2P off'\ngpus = 1",
-            'ladder[0].name: found "P2P off" (string), expected a name of at most 40 of a-z, 0-9 and -',
+            'ladder.rungs[0].name: found "P2P off" (string), expected a name of at most 40 of a-z, 0-9 and -',
         ),
         (
             "name = 'base'\ngpus = 1",
-            'ladder[0].name: found "base" (string), expected another name: "base" is the config without any rung',
+            'ladder.rungs[0].name: found "base" (string), expected another name: "base" is the config without any rung',
         ),
-        ("name = 'a'", "ladder[0]: changes nothing; give it env, args, utilisation or gpus, or remove it"),
-        ("name = 'a'\ngpus = 0", "ladder[0].gpus: found 0 (integer), expected an integer from 1 to 1024"),
-        ("name = 'a'\nutilisation = 2", f"ladder[0].utilisation: found 2 (integer), {FRACTION}; write 0.02"),
-        ("name = 'a'\nenv = 'X=1'", 'ladder[0].env: found "X=1" (string), expected a table of strings'),
+        (
+            "name = 'a+b'\ngpus = 1",
+            'ladder.rungs[0].name: found "a+b" (string), expected a name of at most 40 of a-z, 0-9 and -',
+        ),
+        ("name = 'a'", "ladder.rungs[0]: changes nothing; give it env, args, utilisation or gpus, or remove it"),
+        ("name = 'a'\ngpus = 0", "ladder.rungs[0].gpus: found 0 (integer), expected an integer from 1 to 1024"),
+        ("name = 'a'\nutilisation = 2", f"ladder.rungs[0].utilisation: found 2 (integer), {FRACTION}; write 0.02"),
+        ("name = 'a'\nenv = 'X=1'", 'ladder.rungs[0].env: found "X=1" (string), expected a table of strings'),
     ],
 )
 def test_a_rung_that_cannot_be_one_says_why(entry: str, line: str) -> None:
-    assert problems(f"[[ladder]]\n{entry}") == [f"a.toml: {line}"]
+    assert problems(f"[[ladder.rungs]]\n{entry}") == [f"a.toml: {line}"]
 
 
 def test_two_rungs_of_one_name_are_refused() -> None:
-    assert problems("ladder = [{ name = 'a', gpus = 1 }, { name = 'b', gpus = 1 }, { name = 'a', gpus = 2 }]") == [
-        'a.toml: ladder: two rungs are named "a"; give each rung a name of its own'
+    rungs = "{ name = 'a', gpus = 1 }, { name = 'b', gpus = 1 }, { name = 'a', gpus = 2 }"
+    assert problems(f"ladder.rungs = [{rungs}]") == [
+        'a.toml: ladder.rungs: two rungs are named "a"; give each rung a name of its own'
     ]
+
+
+def test_what_is_wrong_with_a_rung_leaves_the_rest_of_the_ladder() -> None:
+    bad = loaded("ladder = { retry_up_after = 3, pin = ['gpus'], rungs = [{ name = 'a' }] }")
+    assert [problem.key for problem in bad.problems] == ["ladder.rungs[0]"]
+    told = bad.config.ladder
+    assert (told.retry_up_after, told.pin, told.rungs) == (3, ("gpus",), None)
 
 
 def test_all_problems_come_at_once_by_key_and_what_is_right_is_kept() -> None:
@@ -253,7 +343,7 @@ def test_all_problems_come_at_once_by_key_and_what_is_right_is_kept() -> None:
         [gpus]
         use = [0, 0]
         tensor_parallel = 2
-        [[ladder]]
+        [[ladder.rungs]]
         name = "a"
     """)
     assert [problem.key for problem in bad.problems] == [
@@ -262,13 +352,13 @@ def test_all_problems_come_at_once_by_key_and_what_is_right_is_kept() -> None:
         "engine.port",
         "engine.python",
         "gpus.use",
-        "ladder[0]",
+        "ladder.rungs[0]",
         "model.prot",
     ]
     assert bad.config.model.path == "/m"
     assert (bad.config.engine.host, bad.config.engine.port, bad.config.engine.env) == ("::1", 8000, {})
     assert (bad.config.gpus.use, bad.config.gpus.tensor_parallel) == ("all", 2)
-    assert bad.config.ladder is None
+    assert bad.config.ladder.rungs is None
 
 
 @pytest.mark.parametrize(

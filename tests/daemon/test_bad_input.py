@@ -39,8 +39,13 @@ MISTAKES: Final[Mapping[str, tuple[Mapping[str, object], str, str]]] = {
     ),
     "two rungs of one name": (
         {},
-        '[[ladder]]\nname = "a"\ngpus = 1\n[[ladder]]\nname = "a"\nutilisation = 0.5\n',
-        r'ladder: two rungs are named "a"; give each rung a name of its own',
+        '[[ladder.rungs]]\nname = "a"\ngpus = 1\n[[ladder.rungs]]\nname = "a"\nutilisation = 0.5\n',
+        r'ladder\.rungs: two rungs are named "a"; give each rung a name of its own',
+    ),
+    "the ladder of an older version": (
+        {},
+        '[[ladder]]\nname = "a"\ngpus = 1\n',
+        r"ladder: found \[\{\.\.\.\}\] \(array\), expected a table; write \[\[ladder\.rungs\]\]",
     ),
     "an engine that is not there": (
         {"engine.command": ["/opt/nowhere/vllm", "serve"]},
@@ -203,9 +208,10 @@ def test_a_check_of_a_config_whose_daemon_runs_finds_no_problem_and_disturbs_not
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (
-        f"{life.setup.config_file}: no problems; the ladder has 3 rungs:\n  base: as configured\n"
+        f"{life.setup.config_file}: no problems; for a cause that nobody knows the ladder has 3 rungs:\n"
+        "  base: as configured\n"
         "  p2p-off: NCCL_P2P_DISABLE=1; --disable-custom-all-reduce\n"
-        "  tp-1: NCCL_P2P_DISABLE=1; --disable-custom-all-reduce; --tensor-parallel-size 2 -> 1\n"
+        "  p2p-off+tp-1: NCCL_P2P_DISABLE=1; --disable-custom-all-reduce; --tensor-parallel-size 2 -> 1\n"
     )
     assert life.status()["pid"] == pid
     assert life.stop() == 0

@@ -40,7 +40,7 @@ SETTINGS: Mapping[str, Mapping[str, object]] = {
     "boot": {f"patience.{phase}": 6 for phase in PHASES},
     "mute": {"patience.api": SHORT_S, "serving.completion_timeout": 1},
     "spent": {"patience.distributed_init": 1.5},
-    "crash": {"ladder": []},
+    "crash": {"ladder.rungs": []},
     "flood": {"daemon.log_level": "warning"},
 }
 

@@ -26,6 +26,7 @@ SETTINGS: Final[Mapping[str, object]] = {
     "serving.probe_interval": 0.3,
     "retries.backoff": 0.2,
     "retries.backoff_ceiling": 1,
+    "retries.jitter": 0,
     "stop.grace": 15,
     "stop.kill_deadline": 15,
 }

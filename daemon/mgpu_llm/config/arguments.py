@@ -37,8 +37,8 @@ def argument_problems(loaded: Loaded) -> Iterator[ConfigProblem]:
     yield from _config_file(loaded)
     forbidden = WITHHELD if loaded.config.gpus.use == "none" else WITHHELD.union(_CHOOSES_GPUS)
     yield from _variables(loaded, ("engine", "env"), engine.env, forbidden)
-    for index, rung in enumerate(loaded.config.ladder or ()):
-        place: Place = ("ladder", index)
+    for index, rung in enumerate(loaded.config.ladder.rungs or ()):
+        place: Place = ("ladder", "rungs", index)
         yield from _refused(loaded, (*place, "args"), rung.args, {**_OWN_KEYS, **_RUNG_KEYS})
         for option in (*options.ENDPOINT, options.CONFIG_FILE):
             if options.has(rung.args, option):

@@ -27,12 +27,18 @@ _NO_VLLM: Final = 3
 
 
 def check(
-    loaded: Loaded, environ: Mapping[str, str], *, gpu_count: int | None = None, engine_runs: bool = False
+    loaded: Loaded,
+    environ: Mapping[str, str],
+    *,
+    gpu_count: int | None = None,
+    engine_runs: bool = False,
+    engine_starts: bool = True,
 ) -> tuple[ConfigProblem, ...]:
     """All problems: those the config was loaded with, and what does not fit this host.
 
     `environ` is what the engine inherits. `gpu_count` is how many GPUs gpus.use turned out to be, None where nobody
-    counted. `engine_runs`: our own engine serves already, so its port is not free by right.
+    counted. `engine_runs`: our own engine serves already, so its port is not free by right. Without `engine_starts` nobody
+    asks whether there is an engine and where it could listen, and nothing is connected to or started.
 
     What seems wrong with a table that has problems already is left out, as is everything where a file is missing.
     Connects to the engine's port (1 s at most) and starts engine.python once (20 s at most).
@@ -41,9 +47,9 @@ def check(
         return loaded.problems
     found = [
         *_model(loaded),
-        *_engine(loaded, environ),
+        *(_engine(loaded, environ) if engine_starts else ()),
         *argument_problems(loaded),
-        *(() if engine_runs else _address(loaded)),
+        *(_address(loaded) if engine_starts and not engine_runs else ()),
         *_runtime_folder(loaded),
         *_gpus(loaded, environ, gpu_count),
     ]
@@ -163,8 +169,8 @@ def _gpus(loaded: Loaded, environ: Mapping[str, str], gpu_count: int | None) -> 
         yield loaded.problem(("gpus", "use"), '"all" on a host without GPUs', expected="GPUs", hint='write "none"')
         return
     yield from _tensor_parallel(loaded, count, heads)
-    for index, rung in enumerate(loaded.config.ladder or ()):
-        place = ("ladder", index, "gpus")
+    for index, rung in enumerate(loaded.config.ladder.rungs or ()):
+        place = ("ladder", "rungs", index, "gpus")
         if rung.gpus is not None and count is not None and rung.gpus > count:
             yield loaded.problem(place, f"{rung.gpus}", expected=f"at most the {count} GPUs of gpus.use")
         elif rung.gpus is not None and not splits(rung.gpus, heads):
@@ -190,10 +196,9 @@ def _tensor_parallel(loaded: Loaded, count: int | None, heads: Heads) -> Iterato
 def _multipliers(loaded: Loaded) -> dict[str, int] | None:
     """The options that multiply the ranks of tensor parallelism; None where ranks may live on other hosts."""
     args = loaded.config.engine.args
-    if any(options.has(args, option) for option in options.SEVERAL_HOSTS):
+    if not options.one_host(args):
         return None
-    others = (options.PIPELINE_PARALLEL, options.PREFILL_CONTEXT_PARALLEL, options.DATA_PARALLEL)
-    return {option[0]: number for option in others if (number := options.number(args, option) or 1) > 1}
+    return {option[0]: number for option, number in options.multipliers(args).items()}
 
 
 def _count(loaded: Loaded, gpu_count: int | None) -> int | None:

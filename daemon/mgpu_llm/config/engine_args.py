@@ -7,7 +7,7 @@ As vLLM's parser does (utils/argparse_utils.py, 0.8.4 to 0.33.0): underscores in
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 Option = tuple[str, ...]
@@ -28,17 +28,52 @@ DATA_PARALLEL: Final[Option] = ("--data-parallel-size", "-dp")
 UTILISATION: Final[Option] = ("--gpu-memory-utilization",)
 DEVICES: Final[Option] = ("--device-ids",)
 LOAD_FORMAT: Final[Option] = ("--load-format",)
+CONTEXT: Final[Option] = ("--max-model-len",)
 CONFIG_FILE: Final[Option] = ("--config",)
 HEADLESS: Final[Option] = ("--headless",)
 GRPC: Final[Option] = ("--grpc",)
+HOSTS: Final[Option] = ("--nnodes", "-n")
+DATA_PARALLEL_BACKEND: Final[Option] = ("--data-parallel-backend", "-dpb")
+EXECUTOR: Final[Option] = ("--distributed-executor-backend",)
 #: With any of these, ranks may live on other hosts, and this host's GPUs say nothing about how many there are.
 SEVERAL_HOSTS: Final[tuple[Option, ...]] = (
-    ("--nnodes", "-n"),
+    HOSTS,
     ("--data-parallel-size-local", "-dpl"),
     ("--data-parallel-address", "-dpa"),
     ("--data-parallel-rank", "-dpr"),
-    ("--data-parallel-backend", "-dpb"),
-    ("--distributed-executor-backend",),
+    DATA_PARALLEL_BACKEND,
+    EXECUTOR,
+)
+#: Unless they say one of these.
+_ONE_HOST: Final[Mapping[Option, tuple[str, ...]]] = {
+    HOSTS: ("1",),
+    DATA_PARALLEL_BACKEND: ("mp",),
+    EXECUTOR: ("mp", "uni"),
+}
+#: The options that multiply the ranks of tensor parallelism, in words.
+MULTIPLIERS: Final[Mapping[Option, str]] = {
+    PIPELINE_PARALLEL: "pipeline parallelism",
+    PREFILL_CONTEXT_PARALLEL: "prefill context parallelism",
+    DATA_PARALLEL: "data parallelism",
+}
+#: With any of these the weights may take another room in GPU memory than their files on the disk.
+OTHER_WEIGHTS: Final[tuple[Option, ...]] = (
+    ("--quantization", "-q"),
+    ("--quantization-config",),
+    ("--dtype",),
+    ("--hf-overrides",),
+    ("--cpu-offload-gb",),
+    ("--offload-backend",),
+    ("--offload-group-size",),
+    ("--offload-params",),
+)
+#: With any of these config.json does not tell the context length.
+OTHER_CONTEXT: Final[tuple[Option, ...]] = (
+    CONFIG_FILE,
+    ("--hf-config-path",),
+    ("--hf-overrides",),
+    ("--rope-scaling",),
+    ("--disable-sliding-window",),
 )
 #: Where the API is and who may use it: the same on every rung.
 ENDPOINT: Final[tuple[Option, ...]] = (
@@ -86,6 +121,32 @@ def port(args: Sequence[str]) -> int | None:
 
 def has(args: Sequence[str], option: Option) -> bool:
     return values(args, option) is not None
+
+
+def has_any(args: Sequence[str], options: Sequence[Option]) -> bool:
+    return any(has(args, option) for option in options)
+
+
+def one_host(args: Sequence[str]) -> bool:
+    """Whether all ranks are on this host for certain."""
+    return not any(
+        has(args, option) and value(args, option) not in _ONE_HOST.get(option, ()) for option in SEVERAL_HOSTS
+    )
+
+
+def multipliers(args: Sequence[str]) -> dict[Option, int]:
+    """What multiplies the ranks of tensor parallelism, and by how many."""
+    return {option: times for option in MULTIPLIERS if (times := number(args, option) or 1) > 1}
+
+
+def tokens(args: Sequence[str]) -> int | None:
+    """The number of --max-model-len; None where it is absent, is left to vLLM ("auto", -1) or is none. vLLM takes it with a
+    decimal ("8k", "25.6k") or a binary ("8K") unit (utils/argparse_utils.py, human_readable_int, 0.8.4 to 0.32.0)."""
+    found = re.fullmatch(r"(\d{1,9})(\.\d{1,9})?([kmgtKMGT]?)", value(args, CONTEXT) or "", re.ASCII)
+    if found is None or (found[2] and not found[3].islower()):
+        return None
+    power = "kmgt".find(found[3].lower()) + 1 if found[3] else 0
+    return int(float(found[1] + (found[2] or "")) * (1000 if found[3].islower() else 1024) ** power) or None
 
 
 def options_in_yaml(text: str) -> frozenset[str]:

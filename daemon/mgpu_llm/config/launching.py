@@ -1,4 +1,4 @@
-"""From the config to what the core works with: server, base launch, ladder, patience."""
+"""From the config to what the core works with: server, base launch, patience."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from typing import Final
 from mgpu_llm.config import engine_args as options
 from mgpu_llm.config.model import expanded, local_path
 from mgpu_llm.config.schema import Config, EngineSettings
-from mgpu_llm.core import ladder
 from mgpu_llm.core.engine_log import Phase
-from mgpu_llm.core.ladder import CustomRung, Heads, Rung
 from mgpu_llm.core.launch import Launch, Server
 
 #: `vllm serve` as a module: it needs no `vllm` script, which an environment on PYTHONPATH does not have.
@@ -46,11 +44,16 @@ def own_python_has_vllm() -> bool:
     return found is not None and found.origin is not None
 
 
-def to_server(config: Config, environ: Mapping[str, str]) -> Server:
-    """What stays the same on every rung. Raises as `engine_command`."""
+def command_as_written(engine: EngineSettings) -> tuple[str, ...]:
+    """The same where the engine need not be on this host."""
+    return engine.command or ((engine.python, *VIA_MODULE) if engine.python else ("vllm", "serve"))
+
+
+def to_server(config: Config, command: tuple[str, ...]) -> Server:
+    """What stays the same on every rung. `command` is the argv up to the model."""
     args, path = config.engine.args, local_path(config.model.path)
     return Server(
-        command=engine_command(config.engine, environ),
+        command=command,
         model=config.model.path if path is None else str(path),
         served_name="" if options.has(args, options.SERVED_NAME) else config.model.served_name,
         host=None if options.has(args, options.HOST) else config.engine.host,
@@ -65,10 +68,6 @@ def tensor_parallel(config: Config, gpu_count: int | None) -> int | None:
     return 1 if config.gpus.use == "none" else gpu_count
 
 
-def pipeline_parallel(config: Config) -> int:
-    return options.number(config.engine.args, options.PIPELINE_PARALLEL) or 1
-
-
 def to_base_launch(config: Config, gpus: tuple[str, ...] | None) -> Launch:
     """The launch of the base rung. `gpus` are the resolved GPUs in the config's order, None for use = "none"."""
     return Launch(
@@ -79,19 +78,6 @@ def to_base_launch(config: Config, gpus: tuple[str, ...] | None) -> Launch:
         env=config.engine.env,
         args=config.engine.args,
     )
-
-
-def to_ladder(config: Config, base: Launch, heads: Heads) -> tuple[Rung, ...]:
-    """The rungs under the config, the base first: the built-in ladder, or the `[[ladder]]` entries."""
-    if config.ladder is None:
-        return ladder.built_in(
-            base,
-            heads,
-            step=config.gpus.utilisation_step,
-            floor=config.gpus.utilisation_floor,
-            pipeline_parallel=pipeline_parallel(config),
-        )
-    return ladder.from_config(base, [CustomRung(**dict(rung)) for rung in config.ladder])
 
 
 def to_patience(config: Config) -> dict[Phase, float]:

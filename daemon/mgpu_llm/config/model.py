@@ -90,6 +90,15 @@ def model_heads(config: Config, environ: Mapping[str, str]) -> Heads:
         return Heads()
 
 
+def model_settings(config: Config, environ: Mapping[str, str]) -> Mapping[str, Any]:
+    """What is in the configured model's config.json (or Mistral's params.json), {} where that cannot be read."""
+    folder = _folder(config, environ)
+    try:
+        return _json_object(_settings_file(folder)) if folder is not None else {}
+    except (OSError, ValueError):
+        return {}
+
+
 def weights_bytes(config: Config, environ: Mapping[str, str]) -> int | None:
     """The size of the model's weight files, None where it cannot be told or where they are not read."""
     if options.value(config.engine.args, options.LOAD_FORMAT) == "dummy":
@@ -99,6 +108,16 @@ def weights_bytes(config: Config, environ: Mapping[str, str]) -> int | None:
         return sum(file.stat().st_size for file in _weight_files(folder)) or None if folder is not None else None
     except (OSError, ValueError):
         return None
+
+
+def least_memory(config: Config, environ: Mapping[str, str]) -> int | None:
+    """The GPU memory that the weights need at least, over all ranks together, in bytes: as much as their files. None where
+    these do not tell: vLLM may be asked to change the weights or to keep some elsewhere, and it halves those of 32 bits."""
+    if options.has_any(config.engine.args, options.OTHER_WEIGHTS):
+        return None
+    models = language_models(model_settings(config, environ))
+    stored = next((kind for model in models if (kind := model.get("torch_dtype", model.get("dtype")))), None)
+    return weights_bytes(config, environ) if stored in ("bfloat16", "float16") else None
 
 
 def fingerprint(config: Config, environ: Mapping[str, str]) -> ModelFingerprint:
@@ -151,17 +170,17 @@ def _json_object(file: Path) -> dict[str, Any]:
 
 
 def _heads(settings: Mapping[str, Any]) -> Heads:
-    for candidate in _language_models(settings):
+    for candidate in language_models(settings):
         if (attention := _first_integer(candidate, _ATTENTION)) is not None:
             return Heads(attention=attention, key_value=_first_integer(candidate, _KEY_VALUE))
     return Heads()
 
 
-def _language_models(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def language_models(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The language model's own settings first: beside them, a multimodal model may have others of the same name."""
     for name in _NESTED:
         if isinstance(inner := settings.get(name), Mapping):
-            yield from _language_models(inner)
+            yield from language_models(inner)
     yield settings
 
 

@@ -12,9 +12,10 @@ from pydantic_core import ErrorDetails
 
 from mgpu_llm.config import files, spelling
 from mgpu_llm.config.document import Document, Place, merge, origin, replaced, value_at, without
+from mgpu_llm.config.fields import Expected
 from mgpu_llm.config.files import Source
 from mgpu_llm.config.problem import ConfigProblem, dotted, in_order, is_secret, shown, toml
-from mgpu_llm.config.schema import Config, Expected, RungSettings, Table, tables
+from mgpu_llm.config.schema import Config, RungSettings, Table, table_of, tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ def _expected(place: Place) -> str:
 
 def _absent(place: Place) -> str:
     """What is found where nothing was written: the default, unless the key has none."""
-    field = tables()[str(place[0])].model_fields[str(place[-1])]
+    field = table_of(place).model_fields[str(place[-1])]
     return "nothing" if field.is_required() else f"the default {toml(field.default)}"
 
 
@@ -129,8 +130,12 @@ def _near(values: Mapping[str, Any], place: Place) -> str:
 
 def _rewrite(values: Mapping[str, Any], place: Place, value: object) -> str:
     """How to write it instead, if another way of writing the same fits."""
+    if place == ("ladder",) and isinstance(value, tuple):
+        return "write [[ladder.rungs]]" if value else "write ladder.rungs = []"
+    if place == ("ladder", "rungs") and isinstance(value, Mapping):
+        return "write [[ladder.rungs]]"
     if len(place) == 1:
-        return f"write [[{place[0]}]]" if place[0] == "ladder" else f"write [{place[0]}]"
+        return f"write [{place[0]}]"
     for candidate in spelling.rewrites(value):
         errors = _errors(replaced(values, place, candidate))
         if toml(candidate) != toml(value) and not any(

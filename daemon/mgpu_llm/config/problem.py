@@ -29,7 +29,7 @@ class ConfigProblem:
 
     @property
     def table(self) -> str:
-        """The top of the key: "gpus" of gpus.use, "ladder" of ladder[0].name."""
+        """The top of the key: "gpus" of gpus.use, "ladder" of ladder.rungs[0].name."""
         return re.split(r"[.\[]", self.key)[0]
 
 

@@ -5,118 +5,36 @@ Durations are seconds, sizes of GPU memory are fractions of the whole.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, NoReturn, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from mgpu_llm.control_api import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR, SOCKET_NAME
+from mgpu_llm.config.fields import (
+    Areas,
+    Arguments,
+    Count,
+    Duration,
+    Environment,
+    Expected,
+    Folder,
+    Fraction,
+    Kept,
+    Mebibytes,
+    SocketFolder,
+    SpareGpus,
+    Switch,
+    Text,
+    UsedGpus,
+    Wait,
+    Word,
+    refuse,
+)
+from mgpu_llm.control_api import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
 from mgpu_llm.core import ladder
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.stall import DEFAULT_PATIENCE_S
-
-#: A Unix socket's path has 107 bytes at most (sockaddr_un.sun_path on Linux, less its closing zero).
-_LONGEST_RUNTIME_DIR: Final = 107 - len(f"/{SOCKET_NAME}")
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What an operator should read when a value does not fit; `item` is the same for one element of it."""
-
-    text: str
-    item: str = ""
-
-
-def refuse(expected: str = "", *, key: str = "", hint: str = "", sentence: str = "") -> NoReturn:
-    """A rule of ours is broken. `key` names the culprit in a table, a `sentence` replaces "found ..., expected ..."."""
-    raise PydanticCustomError("rule", "rule", {"expected": expected, "key": key, "hint": hint, "sentence": sentence})
-
-
-def _passable(text: str) -> str:
-    if "\0" in text:
-        refuse("text without zero bytes, which no command line can carry")
-    return text
-
-
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        refuse("text without control characters")
-    return text
-
-
-def _not_an_option(text: str) -> str:
-    if text.startswith("-") or text != text.strip():
-        refuse('text that neither begins with "-" nor has blanks around it')
-    return text
-
-
-def _one_argument(text: str) -> str:
-    if option := re.match(r"(--?[A-Za-z][\w.-]*)\s", text):
-        refuse("one argument per string", hint=f'write "{option[1]}" and its value as two strings')
-    return text
-
-
-def _variable(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        refuse("a variable's name of letters, digits and _")
-    return name
-
-
-def _absolute(path: str) -> str:
-    if not path.startswith("/"):
-        refuse("an absolute path")
-    return path
-
-
-def _room_for_socket(path: str) -> str:
-    if len(path.encode()) > _LONGEST_RUNTIME_DIR:
-        refuse(f"a path of at most {_LONGEST_RUNTIME_DIR} bytes, so that its control socket can have a name")
-    return path
-
-
-def _used_gpus(value: object) -> Literal["all", "none"] | tuple[int | str, ...]:
-    if value == "all" or value == "none":
-        return value
-    if not isinstance(value, tuple):
-        refuse(USE)
-    if not value:
-        refuse(USE, hint='write "none" to run without GPUs')
-    for gpu in value:
-        if isinstance(gpu, str) and gpu.startswith("MIG-"):
-            refuse(USE, hint="a MIG slice cannot be used, name whole GPUs")
-        if isinstance(gpu, bool) or not ((isinstance(gpu, int) and gpu >= 0) or _is_uuid(gpu)):
-            refuse(USE)
-    twice = [gpu for gpu, count in Counter(value).items() if count > 1]
-    if twice:
-        refuse("each GPU once", hint=f"{', '.join(str(gpu) for gpu in twice)} is there more than once")
-    return value
-
-
-def _is_uuid(gpu: object) -> bool:
-    return isinstance(gpu, str) and re.fullmatch(r"GPU-[0-9a-f][0-9a-f-]*", gpu) is not None
-
-
-USE: Final = '"all", "none", a list of indices or of UUIDs'
-Text = Annotated[str, AfterValidator(_printable)]
-Argument = Annotated[str, AfterValidator(_passable), AfterValidator(_one_argument)]
-Environment = Annotated[
-    dict[Annotated[str, AfterValidator(_variable)], Annotated[str, AfterValidator(_passable)]],
-    Field(repr=False),
-    Expected("a table of strings", item="a string"),
-]
-Arguments = Annotated[
-    tuple[Argument, ...], Field(repr=False), Expected("an array of strings, one for each argument", item="a string")
-]
-Duration = Annotated[float, Field(ge=0.1, le=86400), Expected("seconds from 0.1 to 86400 (a day)")]
-Wait = Annotated[float, Field(ge=0, le=86400), Expected("seconds from 0 to 86400 (a day)")]
-Fraction = Annotated[float, Field(gt=0, le=1), Expected("a fraction above 0 and up to 1")]
-Switch = Annotated[bool, Expected("true or false")]
-Count = Annotated[int, Field(ge=1, le=1000), Expected("an integer from 1 to 1000")]
-Kept = Annotated[int, Field(ge=0, le=1000), Expected("an integer from 0 to 1000")]
-Mebibytes = Annotated[int, Field(ge=1, le=100_000), Expected("MiB as an integer from 1 to 100000")]
 
 
 class Table(BaseModel):
@@ -128,16 +46,16 @@ class Table(BaseModel):
 class ModelSettings(Table):
     """What is served."""
 
-    path: Annotated[Text, AfterValidator(_not_an_option), Expected("a string: a folder or a hub id")] = ""
-    served_name: Annotated[Text, AfterValidator(_not_an_option), Expected("a string")] = ""
+    path: Annotated[Word, Expected("a string: a folder or a hub id")] = ""
+    served_name: Annotated[Word, Expected("a string")] = ""
 
 
 class EngineSettings(Table):
     """How vLLM is called and where it listens. `args` and `env` stay out of repr: they may hold an API key."""
 
     command: Annotated[tuple[Text, ...], Expected('an array of strings such as ["vllm", "serve"]', "a string")] = ()
-    python: Annotated[Text, AfterValidator(_not_an_option), Expected("a string: the path of a Python")] = ""
-    host: Annotated[Text, AfterValidator(_not_an_option), Expected("a string: an address or a host name")] = "127.0.0.1"
+    python: Annotated[Word, Expected("a string: the path of a Python")] = ""
+    host: Annotated[Word, Expected("a string: an address or a host name")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535), Expected("an integer from 1 to 65535")] = 8000
     args: Arguments = ()
     env: Environment = Field(default_factory=dict)
@@ -152,21 +70,38 @@ class EngineSettings(Table):
 
 
 class GpuSettings(Table):
-    """The GPUs and how the model is spread over them. `tensor_parallel` "auto" is the number of GPUs."""
+    """The GPUs and how the model is spread over them. `tensor_parallel` "auto" is the number of GPUs in use; `spares` may stand
+    in for one of these that fails. Utilisation is lowered down to the floor and raised up to the ceiling."""
 
-    use: Annotated[Literal["all", "none"] | tuple[int | str, ...], PlainValidator(_used_gpus), Expected(USE)] = "all"
+    use: UsedGpus = "all"
+    spares: SpareGpus = ()
     tensor_parallel: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], Expected('"auto" or an integer from 1 to 1024')
     ] = "auto"
     memory_utilisation: Fraction = 0.90
     utilisation_step: Annotated[float, Field(ge=0.01, lt=1), Expected("a fraction from 0.01 to below 1")] = 0.05
     utilisation_floor: Fraction = 0.70
+    utilisation_ceiling: Fraction = 0.95
 
     @model_validator(mode="after")
-    def _floor_below_start(self) -> Self:
-        # The default floor above a small memory_utilisation is no mistake: there is just no room for lower rungs.
-        if "utilisation_floor" in self.model_fields_set and self.utilisation_floor > self.memory_utilisation:
-            refuse(f"at most gpus.memory_utilisation, which is {self.memory_utilisation:g}", key="utilisation_floor")
+    def _start_between_floor_and_ceiling(self) -> Self:
+        # A default that memory_utilisation lies beyond is no mistake: there is just no room for rungs on that side.
+        start, written = self.memory_utilisation, self.model_fields_set
+        if "utilisation_floor" in written and self.utilisation_floor > start:
+            refuse(f"at most gpus.memory_utilisation, which is {start:g}", key="utilisation_floor")
+        if "utilisation_ceiling" in written and self.utilisation_ceiling < start:
+            refuse(f"at least gpus.memory_utilisation, which is {start:g}", key="utilisation_ceiling")
+        return self
+
+    @model_validator(mode="after")
+    def _spares_are_others(self) -> Self:
+        if not self.spares:
+            return self
+        if isinstance(self.use, str):
+            why = f'gpus.use = "{self.use}" leaves none beside it'
+            refuse(key="spares", sentence=why, hint="write into gpus.use which GPUs to use, or remove the spares")
+        if both := [str(gpu) for gpu in self.spares if gpu in self.use]:
+            refuse("GPUs that are not in gpus.use", key="spares", hint=f"remove {', '.join(both)}")
         return self
 
 
@@ -202,12 +137,15 @@ class ServingSettings(Table):
 
 
 class RetrySettings(Table):
-    """`attempts` is the ceiling of one struggle to come to service."""
+    """`attempts` is the ceiling of one struggle to come to service, `per_cause` that of those which fail for the same cause. A
+    pause is longer by up to the part `jitter`."""
 
     attempts: Count = 12
+    per_cause: Count = 8
     crashes_per_rung: Count = 2
     backoff: Wait = 2.0
     backoff_ceiling: Wait = 60.0
+    jitter: Annotated[float, Field(ge=0, le=1), Expected("a fraction from 0 to 1")] = 0.25
 
     @model_validator(mode="after")
     def _ceiling_above_start(self) -> Self:
@@ -240,14 +178,12 @@ class DaemonSettings(Table):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Expected('"debug", "info", "warning" or "error"')
     ] = "info"
-    runtime_dir: Annotated[
-        Text, AfterValidator(_absolute), AfterValidator(_room_for_socket), Expected("an absolute path")
-    ] = DEFAULT_RUNTIME_DIR
-    state_dir: Annotated[Text, AfterValidator(_absolute), Expected("an absolute path")] = DEFAULT_STATE_DIR
+    runtime_dir: SocketFolder = DEFAULT_RUNTIME_DIR
+    state_dir: Folder = DEFAULT_STATE_DIR
 
 
 class RungSettings(Table):
-    """One `[[ladder]]` entry. `gpus` is how many of the GPUs to keep."""
+    """One `[[ladder.rungs]]` entry. `gpus` is how many of the GPUs to keep."""
 
     name: Annotated[
         str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$"), Expected("a name of at most 40 of a-z, 0-9 and -")
@@ -259,8 +195,8 @@ class RungSettings(Table):
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
-        if self.name == ladder.BASE:
-            refuse(f'another name: "{ladder.BASE}" is the config without any rung', key="name")
+        if self.name == ladder.BASE_NAME:
+            refuse(f'another name: "{ladder.BASE_NAME}" is the config without any rung', key="name")
         if not (self.env or self.args or self.utilisation or self.gpus):
             refuse(sentence="changes nothing", hint="give it env, args, utilisation or gpus, or remove it")
         return self
@@ -274,8 +210,28 @@ def _names_once(rungs: tuple[RungSettings, ...]) -> tuple[RungSettings, ...]:
     return rungs
 
 
+class LadderSettings(Table):
+    """What may be tried. `pin` is never changed, `may_change` is besides what may be by default; both are about the built-in
+    remedies, which `rungs` replace: None is the built-in ones, () is never to change a setting. `retry_up_after` is a number of
+    planned starts."""
+
+    may_change: Areas = ()
+    pin: Areas = ()
+    remember: Switch = True
+    retry_up_after: Kept = 10
+    rungs: Annotated[
+        tuple[RungSettings, ...] | None, AfterValidator(_names_once), Expected("an array of tables", "a table")
+    ] = None
+
+    @model_validator(mode="after")
+    def _pinned_or_released(self) -> Self:
+        if both := [area for area in dict.fromkeys(self.may_change) if area in self.pin]:
+            refuse(key="may_change", sentence=f"ladder.pin has {', '.join(both)} too", hint="keep it in one of them")
+        return self
+
+
 class Config(Table):
-    """Everything. `ladder` None is the built-in ladder, an empty one has no rungs below the base."""
+    """Everything."""
 
     model: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
@@ -288,12 +244,16 @@ class Config(Table):
     records: RecordsSettings = RecordsSettings()
     incidents: IncidentsSettings = IncidentsSettings()
     daemon: DaemonSettings = DaemonSettings()
-    ladder: Annotated[
-        tuple[RungSettings, ...] | None, AfterValidator(_names_once), Expected("an array of tables", "a table")
-    ] = None
+    ladder: LadderSettings = LadderSettings()
 
 
 def tables() -> dict[str, type[Table]]:
-    """The config's tables by name; the ladder's entries too, as "ladder"."""
+    """The config's tables by name; "ladder.rungs" is each one of those."""
     found: dict[str, Any] = {name: field.annotation for name, field in Config.model_fields.items()}
-    return {**found, "ladder": RungSettings}
+    return {**found, "ladder.rungs": RungSettings}
+
+
+def table_of(place: Sequence[str | int]) -> type[Table]:
+    """The table that the key at a place stands in."""
+    name = ".".join(part for part in place[:-1] if isinstance(part, str))
+    return tables()[name] if name else Config

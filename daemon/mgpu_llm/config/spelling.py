@@ -10,9 +10,10 @@ from typing import Final
 
 from mgpu_llm.config.document import Place
 from mgpu_llm.config.problem import dotted
-from mgpu_llm.config.schema import Config, tables
+from mgpu_llm.config.schema import RungSettings, table_of, tables
+from mgpu_llm.core.remedies import Area
 
-_WORDS: Final = ("all", "none", "auto", "debug", "info", "warning", "error")
+_WORDS: Final = ("all", "none", "auto", "debug", "info", "warning", "error", *Area)
 _SWITCHES: Final = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 #: Tables in which people look for vLLM's own options.
 _ABOUT_THE_ENGINE: Final = frozenset({"model", "engine", "gpus"})
@@ -20,13 +21,17 @@ _ABOUT_THE_ENGINE: Final = frozenset({"model", "engine", "gpus"})
 
 def known_keys(place: Place) -> Sequence[str]:
     """The keys that may stand where this one does."""
-    return tuple(Config.model_fields) if len(place) == 1 else tuple(tables()[str(place[0])].model_fields)
+    return tuple(table_of(place).model_fields)
 
 
 def did_you_mean(place: Place) -> str:
     """A hint for an unknown key, "" when nothing comes to mind."""
     unknown = str(place[-1]).lower().replace("-", "_")
-    everywhere = [(name, key) for name, table in tables().items() for key in table.model_fields if name != "ladder"]
+    if place[0] == "ladder" and len(place) == 2 and unknown in RungSettings.model_fields:
+        return "rungs are written as [[ladder.rungs]]"
+    everywhere = [
+        (name, key) for name, table in tables().items() for key in table.model_fields if name != "ladder.rungs"
+    ]
     if same := [name for name, key in everywhere if key == unknown]:
         return f"did you mean {same[0]}.{unknown}?"
     if close := get_close_matches(unknown, known_keys(place), 1, 0.6):

@@ -1,0 +1,134 @@
+"""The kinds of values that the config is made of: what each may be, and what an operator reads where it is not."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal, NoReturn
+
+from pydantic import AfterValidator, Field, PlainValidator
+from pydantic_core import PydanticCustomError
+
+from mgpu_llm.control_api import SOCKET_NAME
+from mgpu_llm.core.remedies import Area
+
+#: A Unix socket's path has 107 bytes at most (sockaddr_un.sun_path on Linux, less its closing zero).
+_LONGEST_RUNTIME_DIR: Final = 107 - len(f"/{SOCKET_NAME}")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an operator should read when a value does not fit; `item` is the same for one element of it."""
+
+    text: str
+    item: str = ""
+
+
+def refuse(expected: str = "", *, key: str = "", hint: str = "", sentence: str = "") -> NoReturn:
+    """A rule of ours is broken. `key` names the culprit in a table, a `sentence` replaces "found ..., expected ..."."""
+    raise PydanticCustomError("rule", "rule", {"expected": expected, "key": key, "hint": hint, "sentence": sentence})
+
+
+def _passable(text: str) -> str:
+    if "\0" in text:
+        refuse("text without zero bytes, which no command line can carry")
+    return text
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        refuse("text without control characters")
+    return text
+
+
+def _not_an_option(text: str) -> str:
+    if text.startswith("-") or text != text.strip():
+        refuse('text that neither begins with "-" nor has blanks around it')
+    return text
+
+
+def _one_argument(text: str) -> str:
+    if option := re.match(r"(--?[A-Za-z][\w.-]*)\s", text):
+        refuse("one argument per string", hint=f'write "{option[1]}" and its value as two strings')
+    return text
+
+
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        refuse("a variable's name of letters, digits and _")
+    return name
+
+
+def _absolute(path: str) -> str:
+    if not path.startswith("/"):
+        refuse("an absolute path")
+    return path
+
+
+def _room_for_socket(path: str) -> str:
+    if len(path.encode()) > _LONGEST_RUNTIME_DIR:
+        refuse(f"a path of at most {_LONGEST_RUNTIME_DIR} bytes, so that its control socket can have a name")
+    return path
+
+
+def _used_gpus(value: object) -> Literal["all", "none"] | tuple[int | str, ...]:
+    if value == "all" or value == "none":
+        return value
+    if value == ():
+        refuse(USE, hint='write "none" to run without GPUs')
+    return _listed_gpus(value, USE)
+
+
+def _spare_gpus(value: object) -> tuple[int | str, ...]:
+    return _listed_gpus(value, SPARES)
+
+
+def _listed_gpus(value: object, expected: str) -> tuple[int | str, ...]:
+    if not isinstance(value, tuple):
+        refuse(expected)
+    for gpu in value:
+        if isinstance(gpu, str) and gpu.startswith("MIG-"):
+            refuse(expected, hint="a MIG slice cannot be used, name whole GPUs")
+        if isinstance(gpu, bool) or not ((isinstance(gpu, int) and gpu >= 0) or _is_uuid(gpu)):
+            refuse(expected)
+    twice = [gpu for gpu, count in Counter(value).items() if count > 1]
+    if twice:
+        refuse("each GPU once", hint=f"{', '.join(str(gpu) for gpu in twice)} is there more than once")
+    return value
+
+
+def _is_uuid(gpu: object) -> bool:
+    return isinstance(gpu, str) and re.fullmatch(r"GPU-[0-9a-f][0-9a-f-]*", gpu) is not None
+
+
+USE: Final = '"all", "none", a list of indices or of UUIDs'
+SPARES: Final = "a list of indices or of UUIDs"
+_AREA: Final = ", ".join(f'"{area}"' for area in Area)
+Text = Annotated[str, AfterValidator(_printable)]
+Word = Annotated[Text, AfterValidator(_not_an_option)]
+Folder = Annotated[Text, AfterValidator(_absolute), Expected("an absolute path")]
+SocketFolder = Annotated[Folder, AfterValidator(_room_for_socket)]
+Argument = Annotated[str, AfterValidator(_passable), AfterValidator(_one_argument)]
+Environment = Annotated[
+    dict[Annotated[str, AfterValidator(_variable)], Annotated[str, AfterValidator(_passable)]],
+    Field(repr=False),
+    Expected("a table of strings", item="a string"),
+]
+Arguments = Annotated[
+    tuple[Argument, ...], Field(repr=False), Expected("an array of strings, one for each argument", item="a string")
+]
+Duration = Annotated[float, Field(ge=0.1, le=86400), Expected("seconds from 0.1 to 86400 (a day)")]
+Wait = Annotated[float, Field(ge=0, le=86400), Expected("seconds from 0 to 86400 (a day)")]
+UsedGpus = Annotated[Literal["all", "none"] | tuple[int | str, ...], PlainValidator(_used_gpus), Expected(USE)]
+SpareGpus = Annotated[tuple[int | str, ...], PlainValidator(_spare_gpus), Expected(SPARES)]
+#: Not strict, for TOML has no enumerations.
+Areas = Annotated[
+    tuple[Annotated[Area, Field(strict=False)], ...],
+    Expected(f"an array of some of {_AREA}", item=f"one of {_AREA}"),
+]
+Fraction = Annotated[float, Field(gt=0, le=1), Expected("a fraction above 0 and up to 1")]
+Switch = Annotated[bool, Expected("true or false")]
+Count = Annotated[int, Field(ge=1, le=1000), Expected("an integer from 1 to 1000")]
+Kept = Annotated[int, Field(ge=0, le=1000), Expected("an integer from 0 to 1000")]
+Mebibytes = Annotated[int, Field(ge=1, le=100_000), Expected("MiB as an integer from 1 to 100000")]

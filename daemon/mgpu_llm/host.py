@@ -1,0 +1,122 @@
+"""What this host says of itself where the config depends on it: its GPUs, and the versions of what the engine runs on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Final
+
+from mgpu_llm.adapters.engine.aside import aside
+from mgpu_llm.adapters.gpus import Gpu, Gpus, GpusUnobserved, resolve
+from mgpu_llm.adapters.host import engine_versions
+from mgpu_llm.config.parse import Loaded
+from mgpu_llm.config.problem import ConfigProblem
+from mgpu_llm.config.schema import Config
+from mgpu_llm.core.ladder import Nvlink
+
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+#: The engine's Python has 5 s to tell its versions; one that is stuck on a disk cannot even be killed.
+ENGINE_S: Final = 7.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The configured GPUs. `uuids` and `spares` have NVML's UUIDs by entry of CUDA_VISIBLE_DEVICES, in the config's order;
+    `uuids` is None where the config wants no GPUs. `smallest_bytes` is the memory of the smallest of those in use."""
+
+    uuids: Mapping[str, str] | None = None
+    spares: Mapping[str, str] = field(default_factory=dict)
+    smallest_bytes: int | None = None
+    nvlink: Nvlink = Nvlink.NONE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Versions:
+    """Of the driver, and of what is in the engine's environment; `boot` is the id of this boot. "" is what nobody tells."""
+
+    driver: str = ""
+    vllm: str = ""
+    nccl: str = ""
+    boot: str = ""
+
+
+async def find_gpus(loaded: Loaded, driver: Gpus) -> Found | ConfigProblem | GpusUnobserved:
+    """The configured GPUs, or why there are none.
+
+    vLLM gets indices, because releases before 0.10 fail on UUIDs in CUDA_VISIBLE_DEVICES.
+    """
+    wanted = loaded.config.gpus
+    if wanted.use == "none" or loaded.faulty("gpus"):
+        return Found()
+    place = "use"
+    try:
+        inventory = await driver.inventory()
+        chosen = resolve(wanted.use, inventory)
+        place = "spares"
+        together = chosen if wanted.use == "all" else resolve((*wanted.use, *wanted.spares), inventory)
+    except GpusUnobserved as silence:
+        return silence
+    except ValueError as error:
+        return loaded.problem(("gpus", place), str(error))
+    return Found(
+        uuids=_by_index(chosen),
+        spares=_by_index(together[len(chosen) :]),
+        smallest_bytes=min((gpu.memory_total_bytes for gpu in chosen), default=None),
+        nvlink=await _nvlink(driver, [gpu.uuid for gpu in chosen]),
+    )
+
+
+def as_written(config: Config) -> Found | None:
+    """The GPUs as the config names them, where nobody can be asked; None where it names none but wants all."""
+    use = config.gpus.use
+    if use == "all":
+        return None
+    if use == "none":
+        return Found()
+    return Found(
+        uuids={str(gpu): str(gpu) for gpu in use},
+        spares={str(gpu): str(gpu) for gpu in config.gpus.spares},
+    )
+
+
+async def find_versions(driver: Gpus | None, command: Sequence[str], environment: Mapping[str, str]) -> Versions:
+    """What `command` will run on in the engine's whole `environment`; an engine without GPUs needs no driver. Takes seconds at
+    most, and the loop goes on. Raises nothing."""
+    told, engine = await asyncio.gather(
+        _driver(driver), aside(lambda: engine_versions.versions(command, environment), ENGINE_S)
+    )
+    engine = engine or {}
+    return Versions(driver=told, vllm=engine.get("vllm", ""), nccl=engine.get("nccl", ""), boot=_boot())
+
+
+def _by_index(gpus: Sequence[Gpu]) -> dict[str, str]:
+    return {str(gpu.index): gpu.uuid for gpu in gpus}
+
+
+async def _nvlink(driver: Gpus, uuids: Sequence[str]) -> Nvlink:
+    try:
+        joined = await driver.nvlinked(uuids)
+    except GpusUnobserved:
+        return Nvlink.NONE
+    if not joined:
+        return Nvlink.NONE
+    return Nvlink.ALL if len(joined) == len(list(combinations(uuids, 2))) else Nvlink.SOME
+
+
+async def _driver(driver: Gpus | None) -> str:
+    if driver is None:
+        return ""
+    try:
+        return (await driver.versions()).get("driver", "")
+    except GpusUnobserved:
+        return ""
+
+
+def _boot() -> str:
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
