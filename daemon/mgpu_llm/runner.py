@@ -31,6 +31,7 @@ from mgpu_llm.core.effects import (
 )
 from mgpu_llm.core.events import (
     Event,
+    ForgetRequested,
     LineRead,
     RestartRequested,
     StartRequested,
@@ -41,6 +42,7 @@ from mgpu_llm.core.report import Identity
 from mgpu_llm.core.states import Policy, Ready, Run, State, Stopped
 from mgpu_llm.core.status import RungStatus, Status
 from mgpu_llm.performer import Outside, Performer
+from mgpu_llm.plan_json import plan_to_json
 
 TICK_S: Final = 0.5
 #: mgpuctl waits 5 s for an answer.
@@ -121,6 +123,9 @@ class Runner:
     def rungs(self) -> tuple[RungStatus, ...]:
         return report.ladder(self._state, self._policy)
 
+    def plan(self, cause: str) -> dict[str, Any]:
+        return plan_to_json(self._policy, cause)
+
     def engine_lines(self, count: int) -> tuple[str, ...]:
         return self._outside.engine.tail.last(count)
 
@@ -134,7 +139,7 @@ class Runner:
         return await _read(lambda: self._outside.incidents.archive(wanted))
 
     def request(self, verb: str, by: str) -> str:
-        """Take up start, stop or restart. Raises RefusedError when that cannot be done now."""
+        """Take up start, stop, restart or forget. Raises RefusedError when that cannot be done now."""
         at, now = self._clock(), report.state_name(self._state)
         if self._ended is not None:
             raise RefusedError("cannot do that: the daemon is ending")
@@ -149,9 +154,19 @@ class Runner:
                 self._events.put_nowait(StopRequested(at=at, final=False, by=by))
                 if now == "stopped":
                     return "nothing to do: no engine runs"
+            case "forget":
+                self._events.put_nowait(ForgetRequested(at=at, by=by))
+                return self._forgotten()
             case _:
                 self._events.put_nowait(RestartRequested(at=at, by=by))
         return f"{verb} is under way"
+
+    def _forgotten(self) -> str:
+        known = self._state.run.known
+        if known is None:
+            return "nothing to do: no rung is remembered"
+        begins = "the next start begins with your settings: mgpuctl restart"
+        return f"forgotten: rung {known.rung}, which has served since {known.since}; {begins}"
 
     def _asked_to_end(self, number: signal.Signals) -> None:
         self._events.put_nowait(StopRequested(at=self._clock(), final=True, by=number.name))
