@@ -7,12 +7,13 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DEV_STAMP := $(VENV)/.complete
 
-.PHONY: help dev run demo check bench-heartbeat bench-diagnosis test install uninstall clean
+.PHONY: help dev run demo demo-ladder check bench-heartbeat bench-diagnosis test install uninstall clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make run        the daemon with a toy model on the real vLLM (CPU, tensor parallel 2), until Ctrl-C; PORT=8000'
 	@echo 'make demo       the same with an engine that hangs as broken peer-to-peer does, until it is cured'
+	@echo 'make demo-ladder   three faults, three rungs, and a second start that remembers: five minutes; writes docs/demo-ladder.md'
 	@echo 'make dev        what both need: .venv (mgpud, mgpuctl) and .engine (vLLM for CPU)'
 	@echo 'make check      format, lint, types, layers, core and config tests: about a minute'
 	@echo 'make test       every test, the real vLLM and a real systemd included (root)'
@@ -34,6 +35,9 @@ run: dev
 
 demo: dev
 	@$(PY) tests/support/try_it.py --fault p2p-hang
+
+demo-ladder: dev
+	@$(PY) -m tests.support.demo_ladder --write docs/demo-ladder.md
 
 check: $(DEV_STAMP)
 	$(VENV)/bin/ruff format --check .

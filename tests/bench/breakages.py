@@ -17,10 +17,10 @@ from typing import Final
 from tests.bench import surroundings as around
 from tests.bench.surroundings import MIB, Change, Place, Surroundings
 from tests.support.toy_model import Shape
-from tests.support.toy_setup import ENGINE_ARGS
+from tests.support.toy_setup import ENGINE_ARGS, SMALL_ARGS
 
 WORK: Final = Path("/var/tmp/mgpu-excerpts")
-COMPILED: Final = tuple(arg for arg in ENGINE_ARGS if arg != "--enforce-eager")
+COMPILED: Final = SMALL_ARGS
 FIRST_SHARD: Final = "checkpoint shards: +0%"
 NOBODY: Final = 65534
 

@@ -20,7 +20,7 @@ from typing import Final
 from tests.bench import surroundings as around
 from tests.bench.surroundings import MIB, Change, Place, Surroundings
 from tests.support.toy_model import Shape, write_toy_model
-from tests.support.toy_setup import ENGINE_ARGS, ENGINE_ENV, ENGINE_PYTHON, ROOT, free_port
+from tests.support.toy_setup import ENGINE_ARGS, ENGINE_ENV, ENGINE_PYTHON, ROOT, SMALL_ARGS, free_port
 
 WORK: Final = Path("/var/tmp/mgpu-corpus")
 RECORDINGS: Final = ROOT / "tests/data/recordings"
@@ -39,7 +39,7 @@ REWRITES: Final = {
 }
 BIG: Final = {"hidden": 1024, "intermediate": 4096, "layers": 18, "heads": 8, "kv_heads": 2}
 MODELS: Final = {"toy": Shape(), "one-shard": Shape(**BIG, shards=1), "nine-shards": Shape(**BIG, shards=9)}
-COMPILED: Final = tuple(arg for arg in ENGINE_ARGS if arg != "--enforce-eager")
+COMPILED: Final = SMALL_ARGS
 COMPILING: Final = {"TORCH_COMPILE_DISABLE": "0"}
 SILENT: Final = (*ENGINE_ARGS, "--no-use-tqdm-on-load", "--uvicorn-log-level", "error")
 CACHE: Final = WORK / "cache"

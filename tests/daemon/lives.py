@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from mgpu_llm.adapters.engine import tags
-from mgpu_llm.ctl.client import Client, Failure
 from tests.support.daemons import POLL_S, Daemon, processes_of
 from tests.support.fake_setup import FakeSetup
 
@@ -25,17 +24,11 @@ COMMON = frozenset({"daemon.started", "engine.command", "engine.phase", "engine.
 
 
 class Life(Daemon):
-    """One mgpud, asked over its socket without a process for each question."""
+    """One mgpud over the fake engine."""
 
     def __init__(self, setup: FakeSetup, log: Path, environ: Mapping[str, str] | None = None) -> None:
         super().__init__(setup.config_file, setup.socket, log, environ)
         self.setup = setup
-
-    def status(self) -> dict[str, Any]:
-        try:
-            return Client(str(self.socket)).status_document()
-        except Failure:
-            return {}
 
     def ready(self) -> dict[str, Any]:
         return self.wait_until("ready", LIMIT_S)

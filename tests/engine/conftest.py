@@ -1,13 +1,16 @@
 """What the tests against the real vLLM share: a trial folder, a toy checkpoint, a free port."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from tests.support.toy_setup import ENGINE_PYTHON, Setup, free_port, make_checkpoint
 
-MakeSetup = Callable[[Mapping[str, str], tuple[str, ...]], Setup]
+
+class MakeSetup(Protocol):
+    def __call__(self, env: Mapping[str, str], args: tuple[str, ...], *, eager: bool = True) -> Setup: ...
 
 
 @pytest.fixture
@@ -16,8 +19,8 @@ def make_setup(tmp_path: Path) -> MakeSetup:
     assert ENGINE_PYTHON.exists(), "the engine's environment is missing; run: make dev"
     make_checkpoint()
 
-    def make(env: Mapping[str, str], args: tuple[str, ...]) -> Setup:
-        setup = Setup(folder=tmp_path, port=free_port(), env=env, args=args)
+    def make(env: Mapping[str, str], args: tuple[str, ...], *, eager: bool = True) -> Setup:
+        setup = Setup(folder=tmp_path, port=free_port(), env=env, args=args, eager=eager)
         setup.write()
         return setup
 

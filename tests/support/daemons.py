@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mgpu_llm.adapters.engine import tags
+from mgpu_llm.ctl.client import Client, Failure
 from tests.support.toy_setup import ROOT
 
 MGPUD: Final = ROOT / ".venv/bin/mgpud"
@@ -37,9 +38,11 @@ class Daemon:
             )
 
     def status(self) -> dict[str, Any]:
-        """What `mgpuctl status --json` says; empty while nobody answers."""
-        asked = self.ctl("status", "--json")
-        return json.loads(asked.stdout) if asked.stdout else {}
+        """What `mgpuctl status --json` says, without a process for each question; empty while nobody answers."""
+        try:
+            return Client(str(self.socket)).status_document()
+        except Failure:
+            return {}
 
     def ctl(self, *words: str) -> subprocess.CompletedProcess[str]:
         command: list[str | Path] = [MGPUCTL, "--socket", self.socket, *words]

@@ -14,13 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 ENGINE_PYTHON = ROOT / ".engine/bin/python"
 CHECKPOINT = ROOT / "build/toy-model"
 
-#: Small and quick: two ranks on two cores, nothing compiled, a context that a small KV cache holds.
-ENGINE_ARGS = (
-    "--enforce-eager",
+#: Small: a context that a small KV cache holds.
+SMALL_ARGS = (
     "--max-model-len", "256",
     "--max-num-seqs", "4",
     "--kv-cache-memory-bytes", "16M",
 )  # fmt: skip
+#: And quick: nothing compiled, no graphs.
+ENGINE_ARGS = ("--enforce-eager", *SMALL_ARGS)
 ENGINE_ENV: Mapping[str, str] = {
     "VLLM_CPU_OMP_THREADS_BIND": "0|1",
     "TORCH_COMPILE_DISABLE": "1",
@@ -68,10 +69,13 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup(Trial):
-    """A trial of the real vLLM. `env` and `args` are added to the engine's."""
+    """A trial of the real vLLM. `env` and `args` are added to the engine's. Where it is not `eager` its compiler is off all the
+    same (TORCH_COMPILE_DISABLE): it starts as soon."""
 
     env: Mapping[str, str] = field(default_factory=dict)
     args: tuple[str, ...] = ()
+    eager: bool = True
+    tensor_parallel: int = 2
 
     def write(self) -> Path:
         """Write the config file and return its path."""
@@ -89,14 +93,14 @@ served_name = "toy"
 [engine]
 python = {json.dumps(str(ENGINE_PYTHON))}
 port = {self.port}
-args = {json.dumps([*ENGINE_ARGS, *self.args])}
+args = {json.dumps([*(ENGINE_ARGS if self.eager else SMALL_ARGS), *self.args])}
 
 [engine.env]
 {env}
 
 [gpus]
 use = "none"
-tensor_parallel = 2
+tensor_parallel = {self.tensor_parallel}
 
 [daemon]
 runtime_dir = {json.dumps(str(runtime_dir))}

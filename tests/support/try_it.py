@@ -25,6 +25,11 @@ from tests.support.toy_setup import ROOT, Setup, make_checkpoint
 MGPUD = ROOT / ".venv/bin/mgpud"
 MGPUCTL = ROOT / ".venv/bin/mgpuctl"
 RECORDINGS = ROOT / "build/recordings"
+#: Under /tmp: a Unix socket's path is short, and a checkout's may be long. By name, so that mgpuctl can be told where.
+FOLDER = Path(f"/tmp/mgpu-llm-{os.getuid()}")
+PORT = os.environ.get("PORT", "8000")
+#: vLLM remembers what it has seen of a model; a trial leaves nothing in the home directory.
+CACHES = {"VLLM_CACHE_ROOT": str(ROOT / "build/vllm-cache")}
 POLL_S = 0.5
 PROMPT = "The load hung because"
 
@@ -32,15 +37,13 @@ PROMPT = "The load hung because"
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--fault", default="", help="MGPU_FAULT of the engine, such as p2p-hang")
-    options.add_argument("--port", type=int, default=os.environ.get("PORT", "8000"), help="also by PORT=")
+    options.add_argument("--port", type=int, default=PORT, help="also by PORT=")
     given = options.parse_args()
     make_checkpoint()
-    # vLLM remembers what it has seen of a model; a trial leaves nothing in the home directory.
-    env = {"VLLM_CACHE_ROOT": str(ROOT / "build/vllm-cache"), **({"MGPU_FAULT": given.fault} if given.fault else {})}
-    # Under /tmp: a Unix socket's path is short, and a checkout's may be long. By name, so that mgpuctl can be told where.
-    setup = Setup(folder=Path(f"/tmp/mgpu-llm-{os.getuid()}"), port=given.port, env=env)
-    if trouble := _trouble(setup):
-        print(trouble, file=sys.stderr)
+    env = {**CACHES, **({"MGPU_FAULT": given.fault} if given.fault else {})}
+    setup = Setup(folder=FOLDER, port=given.port, env=env)
+    if why := trouble(setup):
+        print(why, file=sys.stderr)
         return os.EX_TEMPFAIL
     setup.write()
     print(f"config: {setup.config_file}\nstatus: MGPU_LLM_SOCKET={setup.socket} {MGPUCTL} status", flush=True)
@@ -57,19 +60,19 @@ def main() -> int:
         )
         print(f"{clear}asked: {PROMPT}\nanswered: {answer}\n{asked.stdout}", flush=True)
     status = daemon.wait()
-    _keep_recordings(setup)
+    keep_recordings(setup)
     shutil.rmtree(setup.folder)
     return status if status >= 0 else 128 - status
 
 
-def _keep_recordings(setup: Setup) -> None:
+def keep_recordings(setup: Setup) -> None:
     """The trial's folder goes, what was recorded stays."""
     if (records := setup.state_dir / "records").is_dir():
         shutil.copytree(records, RECORDINGS, dirs_exist_ok=True)
         print(f"its loads are recorded in {RECORDINGS}; judge one again: {MGPUCTL} replay FILE", flush=True)
 
 
-def _trouble(setup: Setup) -> str:
+def trouble(setup: Setup) -> str:
     """Why no trial can run now, "" if one can. Makes its folder."""
     setup.folder.mkdir(mode=0o700, exist_ok=True)
     found = setup.folder.lstat()
