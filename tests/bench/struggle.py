@@ -117,7 +117,7 @@ def _failed(failure: Failure, run: Run, policy: Policy) -> tuple[Run, Try | Fail
     then = decision.after_death(run, policy) if failure.served else decision.after_failed_load(run, policy)
     assert isinstance(then, Try | Fail)
     if failure.served and isinstance(then, Try) and then.rung != run.rung:
-        run = replace(run, deaths=0)
+        run = replace(run, deaths=decision.deaths_carried_over(policy))
     return run, then
 
 

@@ -226,7 +226,7 @@ RELEASED = replace(LADDER, areas=frozenset(Area), context=8192)
 @pytest.mark.parametrize(("want", "what"), [(Want.CONTEXT_LENGTH, "a shorter context"), (Want.DTYPE, "float16")])
 def test_what_clients_see_is_changed_only_where_it_is_released(want: Want, what: str) -> None:
     assert choose(LADDER, [after(cause(want))]).outs == (
-        Out(what=what, why="clients would see it, and ladder.may_change does not name it", forbidden=True),
+        Out(what=what, why=f'clients would see it, and ladder.may_change does not name "{want}"', forbidden=True),
     )
     assert choose(RELEASED, [after(cause(want))]).remedy is not None
 
@@ -234,7 +234,7 @@ def test_what_clients_see_is_changed_only_where_it_is_released(want: Want, what:
 def test_what_is_pinned_is_not_changed_and_the_next_want_is_asked() -> None:
     pinned = replace(LADDER, areas=BY_DEFAULT - {Area.TRANSPORTS})
     choice = choose(pinned, [after(cause(*DEFAULT_ORDER))])
-    assert choice.outs == (Out(what="peer-to-peer off", why="ladder.pin forbids it", forbidden=True),)
+    assert choice.outs == (Out(what="peer-to-peer off", why='ladder.pin names "transports"', forbidden=True),)
     assert choice.remedy == remedies.utilisation(0.85, raises=False)
 
 

@@ -35,6 +35,12 @@ def test_a_cause_goes_its_own_way_once_for_each_way_in_which_it_shows() -> None:
     assert one.cause == "nccl-p2p"
 
 
+def test_what_nobody_could_explain_is_tried_as_often_as_the_config_says_and_then_in_the_default_order() -> None:
+    assert names("engine-exited")[0][:2] == [("base", 2), ("p2p-off", 1)]
+    assert names("engine-exited", made_so=replace(POLICY, crashes_per_rung=1))[0][0] == ("base", 1)
+    assert names("died-while-serving") == names()
+
+
 def test_a_cause_that_nothing_helps_against_ends_after_one_attempt() -> None:
     (plan,) = [plan for plan in plans(POLICY, "driver") if plan.wants == (Want.STOP,)][:1]
     assert [planned.rung for planned in plan.rungs] == [BASE]
@@ -45,7 +51,7 @@ def test_what_is_wanted_and_cannot_be_had_is_in_it_with_its_reason() -> None:
     outs = plans(POLICY, "no-kv-memory")[0].outs
     assert [(out.what, out.forbidden) for out in outs] == [("a shorter context", True)]
     pinned = replace(POLICY, ladder=replace(POLICY.ladder, areas=BY_DEFAULT - {Area.TRANSPORTS}))
-    assert [out.why for out in plans(pinned)[0].outs] == ["ladder.pin forbids it"]
+    assert [out.why for out in plans(pinned)[0].outs] == ['ladder.pin names "transports"']
     on_cpu = replace(POLICY, ladder=ON_CPU)
     assert [out.why for out in plans(on_cpu)[0].outs] == ["without GPUs there is none"]
 
@@ -75,7 +81,7 @@ def test_what_follows_a_rung_leaves_out_what_the_attempts_no_longer_allow() -> N
         "p2p-off+utilisation-0.85", "p2p-off+utilisation-0.80", "p2p-off+utilisation-0.80+tp-1"
     ]  # fmt: skip
     nearly = replace(POLICY, attempts=3)
-    assert [planned.rung.name for planned in walk(nearly, Run(tries=2, rung=P2P_OFF), P2P_OFF)] == [
+    assert [planned.rung.name for planned in walk(nearly, Run(tries=2, struggle=2, rung=P2P_OFF), P2P_OFF)] == [
         "p2p-off+utilisation-0.85"
     ]
     one = policy(Launch(gpus=("0",), tensor_parallel=1, utilisation=0.8))

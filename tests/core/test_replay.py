@@ -183,7 +183,7 @@ def test_the_ladder_of_an_older_daemon_says_whether_there_were_gpus_and_how_many
     )
     ladder = policy_of(recorded(*BOOTED, header=old)).ladder
     assert ladder.base == Launch(gpus=("0", "1", "2", "3"), tensor_parallel=4, utilisation=0.9)
-    assert judge(recorded(*HUNG, header=old)).decision == "step to rung p2p-off+tp-2"
+    assert judge(recorded(*HUNG, header=old)).decision == "step to rung p2p-off+loopback"
 
 
 def test_without_a_header_patience_and_the_rest_are_the_defaults() -> None:
@@ -263,7 +263,7 @@ def test_a_header_says_on_which_rung_and_in_which_try_it_was() -> None:
     second = judge(recorded(*crashed, header=header(steady, twice)))
     assert second.decision == "try again on rung p2p-off after 3 s"
     assert judge(recorded(*crashed, header=header(steady, RUN))).decision == "step to rung p2p-off+utilisation-0.85"
-    last = judge(recorded(*crashed, header=header(steady, replace(RUN, tries=7))))
+    last = judge(recorded(*crashed, header=header(steady, replace(RUN, struggle=7))))
     assert last.decision == "give up (exit status 69)"
     tried = replace(RUN, trial=P2P_OFF, rung=BASE_RUNG)
     assert (

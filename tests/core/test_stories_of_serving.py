@@ -14,7 +14,7 @@ from mgpu_llm.core.events import HealthProbed
 from mgpu_llm.core.launch import Launch
 from mgpu_llm.core.serving import LAST_WORDS_S
 from mgpu_llm.core.starting import EXTEND_EVERY_S
-from mgpu_llm.core.states import Killing, Ready
+from mgpu_llm.core.states import Backoff, Killing, Ready
 from tests.core.world import (
     ASSIGNED,
     NCCL,
@@ -140,7 +140,7 @@ def test_three_deaths_soon_after_ready_step_down_the_ladder_however_long_the_loa
     world.exits(0)
     world.gone()
     assert world.rung == "p2p-off"
-    assert world.state.run.deaths == 0
+    assert world.state.run.deaths == 1
 
 
 def test_deaths_after_a_long_service_do_not_step_down() -> None:
@@ -171,6 +171,32 @@ def test_loads_that_fail_between_them_do_not_break_a_row_of_deaths() -> None:
         world.exits(0).gone().wait_out_backoff().exits(1).gone().wait_out_backoff().serve()
     world.exits(0).gone()
     assert world.rung == "p2p-off"
+
+
+def test_on_the_next_rung_fewer_deaths_show_that_it_does_not_help_either() -> None:
+    world = serving()
+    for _ in range(2):
+        world.exits(0).gone().wait_out_backoff().serve()
+    world.exits(0).gone().serve()
+    assert world.rung == "p2p-off"
+    world.exits(0).gone().wait_out_backoff().serve()
+    assert world.rung == "p2p-off"
+    world.exits(0).gone()
+    assert world.rung == "p2p-off+utilisation-0.85"
+
+
+def test_an_engine_that_dies_soon_again_and_again_is_given_up_in_the_end() -> None:
+    world = serving()
+    for _ in range(30):
+        world.exits(0).gone()
+        if world.exit is not None:
+            break
+        if isinstance(world.state, Backoff):
+            world.wait_out_backoff()
+        world.serve()
+    assert world.exit is not None
+    assert world.exit.status == 69
+    assert len(world.spawned) <= world.policy.attempts
 
 
 def test_the_last_word_after_too_many_deaths_names_each_of_them() -> None:

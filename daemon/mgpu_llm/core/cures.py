@@ -13,7 +13,8 @@ from mgpu_llm.core.ladder import Ladder, Nvlink, Rung
 from mgpu_llm.core.launch import Launch
 from mgpu_llm.core.remedies import SEEN_BY_CLIENTS, Area, Remedy, Want
 
-#: Where memory is only one of several guesses, it is lowered by so many steps and no further: every step is a whole load.
+#: Where something else may cure it too, and nothing says how much is free, memory is lowered by so many steps and no further:
+#: every step is a whole load.
 GUESSED_STEPS: Final = 2
 #: What vLLM's own check at the start needs to be left free beside what it was told to take, as a fraction of the GPU.
 START_MARGIN: Final = 0.02
@@ -91,8 +92,8 @@ def find(want: Want, ladder: Ladder, failures: Sequence[Failure]) -> Remedy | Ou
     """The remedy that gives what is wanted, or why there is none."""
     finder, area, what = _FINDERS[want]
     if area not in ladder.areas:
-        released = "clients would see it, and ladder.may_change does not name it"
-        return Out(what=what, why=released if area in SEEN_BY_CLIENTS else "ladder.pin forbids it", forbidden=True)
+        seen = f'clients would see it, and ladder.may_change does not name "{area}"'
+        return Out(what=what, why=seen if area in SEEN_BY_CLIENTS else f'ladder.pin names "{area}"', forbidden=True)
     answer = finder(_Case(want=want, ladder=ladder, failures=failures))
     return Out(what=what, why=answer) if isinstance(answer, str) else answer
 
@@ -117,8 +118,8 @@ class _Case:
 
     @property
     def guessed(self) -> bool:
-        """Whether memory is only one of several things that it may be."""
-        return Want.TRANSPORT in self.found.wants
+        """Whether something else is left to be tried after it."""
+        return self.found.wants[-1] is not self.want
 
 
 def _first_new(case: _Case, *steps: Remedy) -> Remedy | str:
@@ -172,7 +173,7 @@ def _memory_lower(case: _Case) -> Remedy | str:
     most = free / total - START_MARGIN if free and total else 1.0
     values = (round(now - count * ladder.step, 4) for count in range(1, 100))
     value = next((value for value in values if value <= most), 0.0)
-    least = max(ladder.floor, base - GUESSED_STEPS * ladder.step if case.guessed else 0.0)
+    least = max(ladder.floor, base - GUESSED_STEPS * ladder.step if case.guessed and most == 1.0 else 0.0)
     if value < round(least, 4) or value <= _failed_below(case):
         return (
             f"what is free would need {max(most, 0.0):.2f}"
@@ -243,10 +244,10 @@ def _fewer_gpus(case: _Case) -> Remedy | str:
 
 def _other_gpu(case: _Case) -> Remedy | str:
     """As many GPUs without the one that failed."""
-    gpus = _others(case, case.launch.tensor_parallel)
-    if gpus is None:
+    gpus = _others(case, len(case.launch.gpus or ()))
+    if not gpus:
         return "gpus.spares names none that is left"
-    return remedies.gpus(gpus, len(gpus), case.ladder.base)
+    return remedies.gpus(gpus, case.launch.tensor_parallel, case.ladder.base)
 
 
 def _others(case: _Case, size: int) -> tuple[str, ...] | None:

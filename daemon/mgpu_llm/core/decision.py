@@ -30,8 +30,8 @@ def after_failed_load(run: Run, policy: Policy) -> Next:
     choice = cures.choose(policy.ladder, failures)
     if choice.remedy is None and not choice.retry:
         return _nothing_left(run, failures, choice)
-    if run.tries >= policy.attempts:
-        return Fail(status=GAVE_UP, message=final_message(run, f"{run.tries} attempts in a row have failed"))
+    if run.struggle >= policy.attempts:
+        return _too_many(run)
     if same >= policy.tries_per_cause:
         return Fail(status=GAVE_UP, message=final_message(run, f"{same} attempts have failed for the same cause"))
     if choice.remedy is None:
@@ -43,6 +43,8 @@ def after_failed_load(run: Run, policy: Policy) -> Next:
 
 def after_death(run: Run, policy: Policy) -> Next:
     """The engine had served. `run.deaths` counts the deaths in a row, this one included."""
+    if run.struggle >= policy.attempts:
+        return _too_many(run)
     if run.deaths < policy.deaths:
         return Try(rung=run.rung, delay_s=_delay_s(run.deaths, run, policy))
     choice = cures.choose(policy.ladder, _failures(failed_in_a_row(run)), again=False)
@@ -52,9 +54,15 @@ def after_death(run: Run, policy: Policy) -> Next:
     return Try(rung=run.rung.plus(choice.remedy), delay_s=0.0)
 
 
+def deaths_carried_over(policy: Policy) -> int:
+    """So many deaths count already when an engine that died too often goes on with other settings: that they do not help either
+    needs fewer of them."""
+    return min(1, policy.deaths - 1)
+
+
 def begun(run: Run, rung: Rung) -> Run:
     """The run with one more attempt on `rung`."""
-    return replace(run, attempt=run.attempt + 1, rung=rung, tries=run.tries + 1)
+    return replace(run, attempt=run.attempt + 1, rung=rung, tries=run.tries + 1, struggle=run.struggle + 1)
 
 
 def final_message(run: Run, why: str) -> str:
@@ -96,6 +104,12 @@ def in_words(then: Next | None, run: Run) -> str:
             return ""
         case _ as unreachable:
             assert_never(unreachable)
+
+
+def _too_many(run: Run) -> Fail:
+    return Fail(
+        status=GAVE_UP, message=final_message(run, f"{run.struggle} attempts in a row have failed or died soon")
+    )
 
 
 def _nothing_left(run: Run, failures: tuple[Failure, ...], choice: Choice) -> Fail:

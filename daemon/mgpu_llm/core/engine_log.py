@@ -57,7 +57,9 @@ class Facts:
 
 _SPEAKER: Final = re.compile(r"^\s*\((?P<process>[A-Za-z][\w.-]*)(?: rank=\d+)? pid=\d+\) ?")
 _LEVEL: Final = re.compile(
-    r"^(?:\S+ )?(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)(?: \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\]|:\s{2,})[ ]?"
+    r"^(?:\S+ )?(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)"
+    # Versions before 0.8 leave the opening bracket out.
+    r"(?: \d\d-\d\d \d\d:\d\d:\d\d (?:\[[^\]]*\]|[\w./-]+:\d+\])|:\s{2,})[ ]?"
 )
 _LEVELS: Final = {
     "DEBUG": Level.DEBUG,

@@ -63,7 +63,8 @@ def served(
     if rung == BASE:
         return None
     if known is not None and known.rung == rung.name:
-        return replace(known, key=key)
+        # What nobody can tell today is still what it was.
+        return replace(known, key={**known.key, **{name: part for name, part in key.items() if part}})
     cause = cause or (known.cause if known is not None else "")
     return KnownGood(rung=rung.name, since=utc_text(utc_s), cause=cause, key=key, boot=boot)
 

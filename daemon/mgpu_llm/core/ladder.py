@@ -105,7 +105,9 @@ class Ladder:
             )
         if gpus and set(gpus.split(",")) <= {*(self.base.gpus or ()), *self.spares}:
             chosen = tuple(gpus.split(","))
-            if len(chosen) in (self.base.tensor_parallel, *self.sizes):
+            if len(chosen) == len(self.base.gpus or ()):
+                return remedies.gpus(chosen, self.base.tensor_parallel, self.base)
+            if len(chosen) in self.sizes:
                 return remedies.gpus(chosen, len(chosen), self.base)
         return remedies.context(int(tokens)) if tokens else None
 

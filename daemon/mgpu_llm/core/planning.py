@@ -39,7 +39,17 @@ class Plan:
 def walk(policy: Policy, run: Run, rung: Rung) -> tuple[Planned, ...]:
     """The rungs that would follow `rung` for a cause that nobody knows, as far as the attempts of `run` leave it."""
     rungs, _ = _walk(
-        policy, replace(run, ended=(), deaths=0, trial=None, rung=rung, tries=max(run.tries - 1, 0)), _UNKNOWN
+        policy,
+        replace(
+            run,
+            ended=(),
+            deaths=0,
+            trial=None,
+            rung=rung,
+            tries=max(run.tries - 1, 0),
+            struggle=max(run.struggle - 1, 0),
+        ),
+        _UNKNOWN,
     )
     return rungs[1:]
 
@@ -47,8 +57,11 @@ def walk(policy: Policy, run: Run, rung: Rung) -> tuple[Planned, ...]:
 def plans(policy: Policy, cause: str = UNKNOWN) -> tuple[Plan, ...]:
     """What would be tried against `cause`: one plan for each way in which it may show. Raises ValueError for none of the known
     causes."""
-    if cause == UNKNOWN:
+    if cause in (UNKNOWN, "died-while-serving"):
         return (_plan(policy, _UNKNOWN, ""),)
+    if cause == "engine-exited":
+        retries = (Want.PLAIN_RETRY,) * (policy.crashes_per_rung - 1)
+        return (_plan(policy, _failure(cause, retries + DEFAULT_ORDER), ""),)
     rows = [row for row in TABLE if cause in (row.id, row.reported_as) and row.wants]
     if not rows:
         raise ValueError(f'there is no cause "{cause}"')

@@ -194,16 +194,16 @@ def context(tokens: int) -> Remedy:
     )
 
 
-def gpus(chosen: tuple[str, ...] | None, count: int, base: Launch) -> Remedy:
-    """`count` GPUs: those chosen, or where there are none (None) only so many ranks."""
-    first = None if base.gpus is None else base.gpus[:count]
-    cost = f"{count} of {base.tensor_parallel} GPUs do all the work: slower, and less room for the KV cache"
-    if count == base.tensor_parallel:
+def gpus(chosen: tuple[str, ...] | None, ranks: int, base: Launch) -> Remedy:
+    """`ranks` for the tensors, on the GPUs chosen; None where there are no GPUs."""
+    first = None if chosen is None or base.gpus is None else base.gpus[: len(chosen)]
+    cost = f"{ranks} of {base.tensor_parallel} ranks do all the work: slower, and less room for the KV cache"
+    if ranks == base.tensor_parallel:
         cost = "none, where the GPUs are alike"
     return Remedy(
-        name=f"tp-{count}" if chosen is None or chosen == first else f"gpus-{','.join(chosen)}",
+        name=f"tp-{ranks}" if chosen == first else f"gpus-{','.join(chosen or ())}",
         area=Area.GPUS,
         cost=cost,
-        tensor_parallel=count,
+        tensor_parallel=ranks,
         gpus=chosen,
     )

@@ -91,7 +91,8 @@ def ladder(state: State, policy: Policy) -> tuple[RungStatus, ...]:
         begins = known_good.begin(run.known, policy.ladder, boot=policy.boot, up_after=policy.up_after)
         run, here = Run(), begins.rung
     tried = [ended.rung for ended in decision.failed_in_a_row(run)] if run.tries or run.deaths else []
-    walked = [BASE, *(rung for rung in tried if rung != here), here]
+    passed = [Rung(remedies=here.remedies[:count]) for count in range(len(here.remedies) + 1)]
+    walked = [BASE, *(rung for rung in tried if rung != here), *(passed if not tried else [here])]
     before = [rung for number, rung in enumerate(walked) if rung not in walked[:number]]
     after = [step.rung for step in planning.walk(policy, run, here)]
     first = "next" if isinstance(state, Stopped) else "current"

@@ -94,12 +94,14 @@ class Ended:
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What lasts over attempts. `tries` counts attempts since the engine last served or somebody asked for it, `deaths` engines
-    in a row that died soon after they had begun to serve. `known` is the rung that served last; while this attempt only tries
-    whether the rung above it serves again, `trial` is where to go back to."""
+    in a row that died soon after they had begun to serve. `struggle` counts all attempts since somebody asked for it or it served
+    for longer than that: neither another cause nor a short service sets it back. `known` is the rung that served last; while this
+    attempt only tries whether the rung above it serves again, `trial` is where to go back to."""
 
     attempt: int = 0
     rung: Rung = BASE
     tries: int = 0
+    struggle: int = 0
     deaths: int = 0
     ended: tuple[Ended, ...] = ()
     lines_dropped: int = 0
@@ -108,7 +110,7 @@ class Run:
 
     def asked_anew(self) -> Run:
         """Somebody wants it to run: what failed before does not count against the new attempts."""
-        return replace(self, tries=0, deaths=0, trial=None)
+        return replace(self, tries=0, struggle=0, deaths=0, trial=None)
 
     def closed(self, ended: Ended) -> Run:
         return replace(self, ended=(*self.ended, ended)[-LONGEST_HISTORY:])

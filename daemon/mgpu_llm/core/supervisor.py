@@ -118,10 +118,10 @@ def _ready(state: Ready, event: Event, policy: Policy) -> Step:
 def _died(state: Ready, at: float, found: Diagnosis, policy: Policy) -> Step:
     run = state.run.closed(ending.ended(state.run, state.spawned_at, "serving", at, found))
     lasted = at - state.since >= policy.deaths_window_s
-    run = replace(run, deaths=1 if lasted else run.deaths + 1)
+    run = replace(run, deaths=1 if lasted else run.deaths + 1, struggle=0 if lasted else run.struggle)
     then = decision.after_death(run, policy)
     if isinstance(then, Try) and then.rung != run.rung:
-        run = replace(run, deaths=0)
+        run = replace(run, deaths=decision.deaths_carried_over(policy))
     return ending.after_verdict(run, at, found, then, policy)
 
 
