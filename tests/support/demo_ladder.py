@@ -41,7 +41,7 @@ LOOK_S: Final = 0.5
 def main() -> int:
     options = argparse.ArgumentParser(prog="demo_ladder", description=__doc__)
     options.add_argument("--port", type=int, default=PORT, help="also by PORT=")
-    options.add_argument("--rounds", type=int, default=3, help="of second start and start that never failed")
+    options.add_argument("--rounds", type=int, default=5, help="of second start and start that never failed")
     options.add_argument("--write", type=Path, help="the page")
     given = options.parse_args()
     make_checkpoint()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ PROC: Final = Path("/proc")
 SHM: Final = Path("/dev/shm")  # noqa: S108 - the place itself is meant
 MOST_ENTRIES: Final = 300
 TOPOLOGY_S: Final = 4.0
+_ESCAPES: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 #: Where engines keep what a start needs, each as its variable or its usual place says.
 CACHES: Final = {
     "HF_HOME": "~/.cache/huggingface",
@@ -81,7 +83,9 @@ def free(path: Path) -> dict[str, Any]:
 
 def topology() -> list[str]:
     """How the GPUs are connected, in nvidia-smi's own words. Raises Unanswered."""
-    return ask(["nvidia-smi", "topo", "-m"], limit_s=TOPOLOGY_S).splitlines()[:MOST_ENTRIES]
+    # It underlines its table also where no terminal reads it.
+    said = _ESCAPES.sub("", ask(["nvidia-smi", "topo", "-m"], limit_s=TOPOLOGY_S))
+    return said.splitlines()[:MOST_ENTRIES]
 
 
 def _text(path: Path) -> str:
