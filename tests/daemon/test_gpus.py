@@ -45,8 +45,8 @@ def test_the_engine_gets_indices_in_the_configs_order_and_fewer_gpus_on_a_lower_
     assert visible(every) == ("PCI_BUS_ID", "0,1,2,3", "2", "0.42")
     status = life.ready()
     # A stall before any memory was taken is not cured by taking less.
-    assert [cause[0] for cause in causes(status)] == ["base", "p2p-off"]
-    assert (status["rung"], visible(life)) == ("p2p-off+tp-1", ("PCI_BUS_ID", "3", "1", "0.9"))
+    assert [cause[0] for cause in causes(status)] == ["base", "p2p-off", "p2p-off+loopback"]
+    assert (status["rung"], visible(life)) == ("p2p-off+loopback+tp-1", ("PCI_BUS_ID", "3", "1", "0.9"))
     assert status["changes"][-2:] == ["GPUs 3,2 -> 3", "--tensor-parallel-size 2 -> 1"]
     assert [gpu["uuid"] for gpu in status["gpus"]] == [uuid(3)]
     for one in (life, named, every):

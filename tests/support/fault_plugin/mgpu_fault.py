@@ -25,6 +25,7 @@ ensure_model_parallel_initialized, before the line "rank 0 in world size 2 is as
 
 import ctypes
 import importlib
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -115,6 +116,9 @@ def _run_out_of_memory_in_weights() -> None:
 
 
 def _break_warm_up(*, before: Callable[[Any], None] | None = None, after: Callable[[Any], None] | None = None) -> None:
+    # The others never have it, and would import for half a second longer than without the fault.
+    if not multiprocessing.current_process().name.startswith("VllmWorker"):
+        return
     worker = importlib.import_module("vllm.v1.worker.cpu_worker").CPUWorker
     healthy = worker.compile_or_warm_up_model
 
