@@ -155,5 +155,7 @@ def test_the_engines_own_caches_are_looked_at_where_it_has_them() -> None:
 
 
 def test_the_topology_is_nvidia_smis_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program(tmp_path, "nvidia-smi", '[ "$*" = "topo -m" ] && printf "\\t\\033[4mGPU0\\033[0m\\nGPU0\\t X\\n"', monkeypatch)
+    program(
+        tmp_path, "nvidia-smi", '[ "$*" = "topo -m" ] && printf "\\t\\033[4mGPU0\\033[0m\\nGPU0\\t X\\n"', monkeypatch
+    )
     assert surroundings.topology() == ["\tGPU0", "GPU0\t X"]

@@ -122,6 +122,7 @@ def test_ladder_attempts_and_logs_tell_what_the_daemon_did(lives: Lives) -> None
     rungs = json.loads(life.ctl("ladder", "--json").stdout)["rungs"]
     assert [(rung["name"], rung["changes"], rung["standing"]) for rung in rungs] == [
         ("base", [], "passed"),
+        ("other-transport", ["NCCL_P2P_LEVEL=SYS"], "passed"),
         ("other-transport+eager", ["NCCL_P2P_LEVEL=SYS", "--enforce-eager"], "current"),
         (
             "other-transport+eager+one",

@@ -120,7 +120,8 @@ def test_a_ladder_that_is_spent_ends_with_69_and_one_message_with_every_attempt(
     assert re.findall(r"attempt (\d) \((\S+), \d+ s\): stalled in distributed-init", message) == [
         ("1", "base"),
         ("2", "p2p-off"),
-        ("3", "tp-1"),
+        ("3", "p2p-off+loopback"),
+        ("4", "p2p-off+loopback+tp-1"),
     ]
     assert message.count("iommu=pt") == 1
     assert fact(gave_up, "exit_status") == "69"

@@ -24,6 +24,7 @@ CONTEXT_UNIT: Final = 256
 MOST_SETS: Final = 1000
 SO_ALREADY: Final = "it is so already"
 ONE_RANK: Final = "there is one rank only"
+NONE_FEWER: Final = "there are none fewer"
 #: From gentle to certain.
 TRANSPORT_STEPS: Final[Mapping[Nvlink, tuple[Remedy, ...]]] = {
     Nvlink.ALL: (remedies.NVLINK_GENTLE, remedies.P2P_OFF),
@@ -51,7 +52,7 @@ class Out:
     @property
     def moot(self) -> bool:
         """Whether it would change nothing."""
-        return self.why in (SO_ALREADY, ONE_RANK)
+        return self.why in (SO_ALREADY, ONE_RANK, NONE_FEWER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +236,7 @@ def _context_now(case: _Case) -> int | None:
 def _fewer_gpus(case: _Case) -> Remedy | str:
     sizes = [size for size in case.ladder.sizes if size < case.launch.tensor_parallel]
     if not sizes:
-        return case.ladder.no_sizes or "there are none fewer"
+        return case.ladder.no_sizes or NONE_FEWER
     gpus = _others(case, sizes[0])
     if case.launch.gpus is not None and gpus is None:
         return "the others have failed too"
