@@ -127,6 +127,12 @@ async def _plan(config_file: Path, cause: str) -> int:
         near = get_close_matches(cause, planning.causes(), 1)
         hint = f'; did you mean "{near[0]}"?' if near else ""
         raise CannotStartError(WRONG_COMMAND, f"cannot plan: {error}{hint}") from None
+    if not planned.driver_told:
+        click.echo(
+            "remark: planned without the NVIDIA driver: which GPUs NVLink joins, and whether fewer GPUs hold the weights, is not "
+            "known here; on the host the plan may differ",
+            err=True,
+        )
     _print(json.dumps(document, indent=2))
     return 0
 

@@ -23,7 +23,8 @@ from mgpu_llm.host import Found, Versions
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that the config decides. `uuids` maps the entries of CUDA_VISIBLE_DEVICES to NVML's UUIDs, spares included."""
+    """Everything that the config decides. `uuids` maps the entries of CUDA_VISIBLE_DEVICES to NVML's UUIDs, spares included.
+    `driver_told`: the GPUs are what the driver says of them, and not only what the config calls them."""
 
     policy: Policy
     server: Server
@@ -33,6 +34,7 @@ class Plan:
     runtime_dir: Path
     state_dir: Path
     uuids: Mapping[str, str]
+    driver_told: bool = True
 
 
 def plan(config: Config, found: Found, command: tuple[str, ...], environ: Mapping[str, str]) -> Plan:
@@ -67,7 +69,10 @@ def key(plan: Plan, config: Config, versions: Versions, environ: Mapping[str, st
     """What a rung that serves depends on, each part as an operator calls it; "" is what nobody can tell."""
     fingerprint, base = model.fingerprint(config, environ), plan.policy.ladder.base
     # Model and GPUs are parts of their own: a change of one of them shall be told once.
-    settings = argv(replace(plan.server, model=""), base)
+    nameless = replace(plan.server, model="")
+    # Own rungs by what they do: one that was edited under its name is another.
+    changed = [(rung.name, rung.over(base)) for rung in plan.policy.ladder.own or ()]
+    own = [word for name, launch in changed for word in (name, launch_key(argv(nameless, launch), launch.env, ()))]
     return {
         "model": fingerprint.path,
         "model size": "" if fingerprint.bytes is None else str(fingerprint.bytes),
@@ -76,7 +81,7 @@ def key(plan: Plan, config: Config, versions: Versions, environ: Mapping[str, st
         "driver": versions.driver,
         "vLLM": versions.vllm,
         "NCCL": versions.nccl,
-        "settings": launch_key(settings, base.env, ()),
+        "settings": launch_key((*argv(nameless, base), *own), base.env, ()),
     }
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from mgpu_llm.core import launch as launches
-from mgpu_llm.core import planning
-from mgpu_llm.core.launch import SECRET, Launch
+from mgpu_llm.core import planning, redaction
+from mgpu_llm.core.launch import Launch
 from mgpu_llm.core.planning import Plan, Planned
+from mgpu_llm.core.redaction import Redactor, secrets_of
 from mgpu_llm.core.states import Policy
 
 
@@ -20,7 +20,13 @@ def plan_to_json(policy: Policy, cause: str) -> dict[str, Any]:
     engine on top of what it inherits; in rungs other than the base only what differs from the base's. Secrets are "..." in
     both. An out is {"what", "why", "forbidden": bool}.
     """
-    return {"cause": cause, "plans": [_plan(policy, plan) for plan in planning.plans(policy, cause)]}
+    plans = planning.plans(policy, cause)
+    launches_of = [policy.launch(planned.rung) for plan in plans for planned in plan.rungs]
+    secrets = frozenset[str]().union(*(secrets_of(launch.env, launch.args) for launch in launches_of))
+    document: dict[str, Any] = Redactor(secrets).tree(
+        {"cause": cause, "plans": [_plan(policy, plan) for plan in plans]}
+    )
+    return document
 
 
 def _plan(policy: Policy, plan: Plan) -> dict[str, Any]:
@@ -42,7 +48,7 @@ def _rung(policy: Policy, planned: Planned) -> dict[str, Any]:
         "tries": planned.tries,
         "changes": list(launches.differences(base, launch)),
         "cost": planned.rung.cost,
-        "argv": shlex.split(launches.shown(argv)),
+        "argv": redaction.argv(argv),
         "env": _env(launch, base if planned.rung.remedies else None),
     }
 
@@ -51,6 +57,4 @@ def _env(launch: Launch, base: Launch | None) -> dict[str, str]:
     """Of the base itself all of it, for there is nothing that it could differ from."""
     before = launches.environment({}, base) if base is not None else {}
     env = launches.environment({}, launch)
-    return {
-        name: "..." if SECRET.fullmatch(name) else value for name, value in env.items() if before.get(name) != value
-    }
+    return redaction.environment({name: value for name, value in env.items() if before.get(name) != value})

@@ -124,7 +124,9 @@ class Runner:
         return report.ladder(self._state, self._policy)
 
     def plan(self, cause: str) -> dict[str, Any]:
-        return plan_to_json(self._policy, cause)
+        known = self._state.run.known
+        begins = {"rung": known.rung, "since": known.since} if known is not None else None
+        return {**plan_to_json(self._policy, cause), "begins": begins}
 
     def engine_lines(self, count: int) -> tuple[str, ...]:
         return self._outside.engine.tail.last(count)

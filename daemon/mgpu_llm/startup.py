@@ -57,6 +57,7 @@ async def foreseen(loaded: Loaded, driver: Gpus, environ: Mapping[str, str]) -> 
     """The same for one that will not run: the engine may be missing, and the GPUs are taken as the config names them where the
     driver does not answer. Raises CannotStartError."""
     found = await _found(loaded, driver, environ, engine_starts=False)
+    told = isinstance(found, Found)
     if not isinstance(found, Found):
         written = host.as_written(loaded.config)
         if written is None:
@@ -67,7 +68,7 @@ async def foreseen(loaded: Loaded, driver: Gpus, environ: Mapping[str, str]) -> 
         command = launching.engine_command(loaded.config.engine, environ)
     except OSError:
         command = launching.command_as_written(loaded.config.engine)
-    return assembly.plan(loaded.config, found, command, environ)
+    return replace(assembly.plan(loaded.config, found, command, environ), driver_told=told)
 
 
 async def _found(

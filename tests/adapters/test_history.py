@@ -71,7 +71,7 @@ def test_a_file_that_is_none_of_ours_is_moved_aside_with_one_warning_and_a_new_o
     history.close()
     assert from_json((tmp_path / "history.json").read_text()) == (start(),)
     (warning,) = logged
-    assert (warning["event"], warning["log_level"]) == ("memory.broken", "warning")
+    assert (warning["event"], warning["log_level"]) == ("state.broken", "warning")
     assert warning["reason"].startswith(f"cannot use '{tmp_path}/history.json': {why}")
     assert warning["moved_to"] == f"{tmp_path}/history.json.broken"
     assert os.path.lexists(tmp_path / "history.json.broken")
@@ -116,7 +116,7 @@ def test_on_a_full_disk_the_old_history_stays_whole_and_a_later_start_is_written
             history.close()
         assert [each.launch for each in History(disk.folder).starts] == ["a"]
         assert [(line["event"], line["reason"]) for line in logged] == [
-            ("memory.failed", f"cannot write '{disk.folder}/history.json': no space left on device")
+            ("state.failed", f"cannot write '{disk.folder}/history.json': no space left on device")
         ]
         disk.free()
         history.remember(start("d"))

@@ -77,7 +77,7 @@ def test_a_file_that_is_none_of_ours_is_moved_aside_with_one_warning_and_nothing
     rung.close()
     assert from_json((tmp_path / "known-good.json").read_text()) == known()
     (warning,) = logged
-    assert (warning["event"], warning["log_level"]) == ("memory.broken", "warning")
+    assert (warning["event"], warning["log_level"]) == ("state.broken", "warning")
     assert warning["reason"].startswith(f"cannot use '{tmp_path}/known-good.json': {why}")
     assert warning["moved_to"] == f"{tmp_path}/known-good.json.broken"
     assert os.path.lexists(tmp_path / "known-good.json.broken")
@@ -97,5 +97,5 @@ def test_on_a_full_disk_the_old_rung_stays_whole_and_the_new_one_lasts_as_long_a
         assert rung.known == known("p2p-off+tp-1")
         assert KnownGoodRung(disk.folder).known == known("p2p-off")
     (warning,) = logged
-    assert (warning["event"], warning["log_level"]) == ("memory.failed", "warning")
+    assert (warning["event"], warning["log_level"]) == ("state.failed", "warning")
     assert warning["reason"].endswith("known-good.json': no space left on device")

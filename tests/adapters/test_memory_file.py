@@ -104,5 +104,5 @@ def test_a_file_that_cannot_be_removed_is_told_once(tmp_path: Path, logged: list
             file.close()
         assert path.read_text() == "a"
     (warning,) = logged
-    assert (warning["event"], warning["log_level"]) == ("memory.failed", "warning")
+    assert (warning["event"], warning["log_level"]) == ("state.failed", "warning")
     assert warning["reason"] == f"cannot write '{path}': read-only file system"

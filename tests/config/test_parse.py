@@ -267,7 +267,7 @@ def test_gpus_by_word_index_or_uuid_are_taken(written: str) -> None:
             "gpus = { memory_utilisation = 0.9, utilisation_ceiling = 0.8 }",
             "gpus.utilisation_ceiling: found 0.8 (float), expected at least gpus.memory_utilisation, which is 0.9",
         ),
-        ("retries.per_cause = 0", "retries.per_cause: found 0 (integer), expected an integer from 1 to 1000"),
+        ("retries.per_cause = 0", "retries.per_cause: found 0 (integer), expected an integer from 1 to 100"),
         ("retries.jitter = 1.5", "retries.jitter: found 1.5 (float), expected a fraction from 0 to 1"),
         ("ladder.retry_up_after = -1", "ladder.retry_up_after: found -1 (integer), expected an integer from 0 to 1000"),
         (

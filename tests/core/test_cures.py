@@ -276,6 +276,28 @@ def test_a_gpu_that_failed_is_replaced_by_a_spare() -> None:
     assert chosen(*again, ladder=spared) == "gpus-0,2,3,7"
 
 
+def test_a_gpu_that_a_spare_stands_in_for_does_not_come_back_and_the_base_is_no_other_gpu() -> None:
+    spared = replace(LADDER, spares=("4", "5"))
+    bad = cause(Want.OTHER_GPU, Want.FEWER_GPUS)
+    assert chosen(after(bad, "gpus-1,2,3,4", ladder=spared), ladder=spared) == "gpus-1,2,3,5"
+    one = replace(LADDER, spares=("4",))
+    assert chosen(after(bad, "gpus-1,2,3,4", ladder=one), ladder=one) == "gpus-1,2"
+
+
+def test_with_a_pipeline_as_many_gpus_are_kept_as_it_needs() -> None:
+    deep = replace(LADDER, base=replace(FOUR, tensor_parallel=2), pipeline_parallel=2, sizes=(), spares=("4",))
+    remedy = choose(deep, [after(cause(Want.OTHER_GPU, rank=0), ladder=deep)]).remedy
+    assert remedy is not None
+    assert (remedy.gpus, remedy.tensor_parallel) == (("1", "2", "3", "4"), 2)
+    assert deep.rung(remedy.name).remedies == (remedy,)
+
+
+def test_what_is_not_free_is_not_asked_for_again_for_the_cache() -> None:
+    not_free = cause(Want.OTHER_GPU, Want.MEMORY_LOWER, name="not-free", free=88.0, total=100.0)
+    failures = [after(not_free), after(cause(Want.MEMORY_RAISE, name="kv"), "utilisation-0.85")]
+    assert choose(LADDER, failures).outs[-1].why == "0.9 was too much"
+
+
 def test_without_a_spare_the_others_go_on_alone() -> None:
     bad = cause(Want.OTHER_GPU, Want.FEWER_GPUS, rank=1)
     choice = choose(LADDER, [after(bad)])

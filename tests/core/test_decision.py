@@ -131,7 +131,7 @@ def test_a_known_cause_that_nothing_may_be_tried_against_is_for_the_admin_and_sa
     then = after_failed_load(run(found=MEMORY), pinned)
     assert status(then) == 65
     assert (
-        'no retry can help; not tried: less memory utilisation (ladder.pin names "utilisation"); attempt 1'
+        'what could help is not allowed; not tried: less memory utilisation (ladder.pin names "utilisation"); attempt 1'
         in message(then)
     )
     tried = after_failed_load(run(LAST, found=MEMORY), POLICY)

@@ -59,7 +59,7 @@ def test_a_rung_that_may_not_be_taken_any_more_is_forgotten(ladder: Ladder) -> N
 
 
 def remembered(known: KnownGood | None, name: str, cause: str = "") -> KnownGood | None:
-    return served(known, LADDER.rung(name), cause=cause, key=KEY, utc_s=MIDNIGHT_S, boot="b2")
+    return served(known, LADDER.rung(name), causes=(cause,), key=KEY, utc_s=MIDNIGHT_S, boot="b2")
 
 
 def test_what_serves_is_remembered_with_its_first_day_and_its_cause() -> None:
@@ -79,7 +79,7 @@ def test_a_rung_that_serves_again_keeps_its_day_its_cause_and_its_count() -> Non
 def test_another_rung_has_a_day_of_its_own_and_the_cause_that_led_to_it_if_any_did() -> None:
     stepped = remembered(KNOWN, "p2p-off+utilisation-0.80", "cuda-out-of-memory")
     assert stepped is not None
-    assert (stepped.since, stepped.cause, stepped.starts) == ("2026-11-24T00:00:00Z", "cuda-out-of-memory", 0)
+    assert (stepped.since, stepped.cause, stepped.starts) == ("2026-11-24T00:00:00Z", "nccl-p2p, cuda-out-of-memory", 0)
     back = remembered(KNOWN, "p2p-off")
     assert back is not None
     assert (back.rung, back.cause) == ("p2p-off", "nccl-p2p")

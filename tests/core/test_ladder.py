@@ -73,7 +73,7 @@ NAMES = (
     *remedies.FIXED,
     "p2p-off+utilisation-0.85+gpus-0,3",
     "utilisation-0.95",
-    "utilisation-1.00",
+    "utilisation-0.875",
     "tp-2",
     "gpus-0,1,2,4+context-4096",
 )
@@ -86,7 +86,23 @@ def test_every_name_leads_back_to_its_rung(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "nowhere", "p2p-off+", "utilisation-2.00", "tp-3", "gpus-7", "gpus-0,1,2", "context-x", "tp-1\n"]
+    "name",
+    [
+        "",
+        "nowhere",
+        "p2p-off+",
+        "utilisation-2.00",
+        "utilisation-0.10",
+        "eager+eager",
+        "gpus-0,0",
+        "context-0",
+        "context-9000",
+        "tp-3",
+        "gpus-7",
+        "gpus-0,1,2",
+        "context-x",
+        "tp-1\n",
+    ],
 )
 def test_a_name_of_no_rung_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="there is no rung"):

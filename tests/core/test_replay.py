@@ -275,6 +275,7 @@ def test_a_header_says_on_which_rung_and_in_which_try_it_was() -> None:
 @pytest.mark.parametrize(
     "ladder",
     [
+        Ladder(base=replace(BASE, env={"NCCL_P2P_DISABLE": "1"}), nvlink=Nvlink.ALL),
         Ladder(base=ON_CPU, sizes=(1,), areas=frozenset(), one_host=False),
         Ladder(
             base=remedies.P2P_OFF.over(BASE), spares=("2", "3"), context=4096, nvlink=Nvlink.SOME, pipeline_parallel=2
@@ -324,8 +325,15 @@ def test_a_policy_that_does_not_know_the_rung_judges_it_as_its_base() -> None:
         ({"ladder": {**LADDER, "steps": [0.0, 0.7, 0.95]}}, "a step of the utilisation is no fraction"),
         ({"ladder": {**LADDER, "may_change": ["all"]}}, "'all' is not a valid Area"),
         ({"ladder": {**LADDER, "has": ["x"]}}, "'x'"),
-        ({"ladder": None, "tp": 10**9}, "tp is no number of ranks"),
+        ({"ladder": None, "tp": 10**9}, "1000000000 is not from 1 to 1024"),
         ({"failed": [{"rung": "base"}]}, "'cause'"),
+        ({"tries": -5}, "-5 is not from 0 to 100000"),
+        ({"crashes_per_rung": 10**9}, "1000000000 is not from 1 to 1000"),
+        ({"ladder": {**LADDER, "sizes": [-1]}}, "-1 is not from 1 to 1024"),
+        ({"ladder": {**LADDER, "spares": ["1"] * 2000}}, "it lists more than 1024 of something"),
+        ({"ladder": {**LADDER, "utilisation": float("nan")}}, "nan is no number to go by"),
+        ({"backoff": [float("inf"), 60.0]}, "inf is no number to go by"),
+        ({"rung": "+".join(["eager"] * 20_000)}, 'there is no rung "' + "eager+" * 13 + 'ea"'),
         ({"ladder": None, "tp": "x"}, "invalid literal for int() with base 10: 'x'"),
         ({"patience": {"boot": "x"}}, "could not convert string to float: 'x'"),
         ({"patience": {"boot": float("nan")}}, "a patience is no time in seconds"),

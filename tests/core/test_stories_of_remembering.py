@@ -12,7 +12,20 @@ from mgpu_llm.core.events import ForgetRequested, RestartRequested, StartRequest
 from mgpu_llm.core.known_good import KnownGood
 from mgpu_llm.core.ladder import BASE
 from mgpu_llm.core.states import Ready, Run, Starting, Stopped
-from tests.core.world import BAD_FLAG, BANNER, NCCL, P2P_OFF, UP, WORLD_SIZE, World, loading, of, policy, serving
+from tests.core.world import (
+    BAD_FLAG,
+    BANNER,
+    NCCL,
+    OUT_OF_MEMORY,
+    P2P_OFF,
+    UP,
+    WORLD_SIZE,
+    World,
+    loading,
+    of,
+    policy,
+    serving,
+)
 
 IDENTITY = report.Identity(version="1", model="m", url="u")
 KEY = {"driver": "550.54.14"}
@@ -45,6 +58,15 @@ def test_a_rung_that_comes_to_service_is_remembered_once_with_its_cause_and_its_
     assert "mgpuctl forget" in str(degraded.facts["way_back"])
 
 
+def test_every_cause_that_led_to_a_rung_is_remembered_once() -> None:
+    world = loading().watch(60.0).gone()
+    world.say(OUT_OF_MEMORY).exits(1).gone().say(OUT_OF_MEMORY).exits(1).gone()
+    world.say(BANNER, WORLD_SIZE, NCCL, UP).look().serve()
+    (known,) = kept(world)
+    assert known is not None
+    assert (known.rung, known.cause) == ("p2p-off+utilisation-0.80", "nccl-p2p, cuda-out-of-memory")
+
+
 def test_of_an_engine_on_the_base_rung_nothing_is_remembered() -> None:
     assert kept(serving(key=KEY)) == []
 
@@ -73,7 +95,7 @@ def test_the_next_planned_start_begins_where_the_last_one_served(how: str) -> No
     else:
         world.stop()
         world.exits(0).gone()
-        assert [rung.standing for rung in report.ladder(world.state, world.policy)][:2] == ["passed", "next"]
+        assert [rung.standing for rung in report.ladder(world.state, world.policy)][:2] == ["tried", "next"]
         world.start()
     assert (world.rung, world.attempt) == ("p2p-off", 3)
     (told,) = world.announced("rung.remembered")
@@ -177,6 +199,30 @@ def test_what_is_forgotten_on_request_is_gone_for_the_next_start_and_changes_not
     world.send(RestartRequested(at=world.at, by="mgpuctl"))
     world.exits(0).gone()
     assert world.rung == "base"
+
+
+def test_what_was_forgotten_is_not_remembered_by_what_serves_before_the_next_planned_start() -> None:
+    world = knowing()
+    forget(world)
+    world.say(BANNER, WORLD_SIZE, NCCL, UP).look().serve()
+    assert kept(world) == [replace(KNOWN, starts=1), None]
+    (degraded,) = world.announced("engine.degraded")
+    assert "it is forgotten" in str(degraded.facts["way_back"])
+    world.exits(0).gone().wait_out_backoff().serve()
+    assert kept(world)[-1] is None, "nor by what serves again after a death"
+    world.stop()
+    world.exits(0).gone().start()
+    assert world.rung == "base"
+    world.watch(60.0)
+    assert not world.state.run.forgotten
+
+
+def test_a_restart_is_a_planned_start_also_while_a_failed_attempt_is_cleared_away() -> None:
+    world = knowing().say(WORLD_SIZE, NCCL).look().watch(60.0)
+    forget(world)
+    world.send(RestartRequested(at=world.at, by="mgpuctl"))
+    world.gone()
+    assert (world.rung, world.state.run.tries) == ("base", 1)
 
 
 def test_where_nothing_is_remembered_there_is_nothing_to_forget() -> None:

@@ -119,7 +119,7 @@ def test_a_damaged_file_costs_one_warning_and_the_way_down_once_more(host: FakeS
     file.write_text(file.read_text()[:50])
     life, status = lived(host, "second")
     assert rungs(status) == ["base", "p2p-off"]
-    (told,) = life.told("memory.broken")
+    (told,) = life.told("state.broken")
     assert fact(told, "moved_to") == f"{file}.broken"
     assert life.told("rung.remembered") == life.told("rung.forgotten") == []
     assert known_good(host)["rung"] == "p2p-off"

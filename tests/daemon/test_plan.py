@@ -111,8 +111,8 @@ def test_the_transports_follow_the_nvlink_that_the_driver_tells_of(
     (plan,) = on_gpus(tmp_path, nvml, pinned)
     assert names(plan) == rungs
     assert [(out["what"], out["why"], out["forbidden"]) for out in plan["outs"]] == [
-        ("less memory utilisation", "ladder.pin forbids it", True),
-        ("fewer GPUs", "ladder.pin forbids it", True),
+        ("less memory utilisation", 'ladder.pin names "utilisation"', True),
+        ("fewer GPUs", 'ladder.pin names "gpus"', True),
     ]
 
 

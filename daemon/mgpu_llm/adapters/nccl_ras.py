@@ -65,7 +65,7 @@ def ask(environment: Mapping[str, str], pids: Sequence[int], limit_s: float) -> 
             try:
                 client.settimeout(min(GREETING_S, left_s))
                 client.connect((host, port))
-                _greet(client)
+                _greet(client, min(end, time.monotonic() + GREETING_S))
                 if _is_of(pids, client):
                     answer = _status(client, end)
                     return answer, "" if answer else "it has greeted and then said nothing"
@@ -79,10 +79,11 @@ def ask(environment: Mapping[str, str], pids: Sequence[int], limit_s: float) -> 
     return "", why
 
 
-def _greet(client: socket.socket) -> None:
+def _greet(client: socket.socket, end: float) -> None:
     client.sendall(GREETING)
     said = b""
     while not said.endswith(b"\n"):
+        client.settimeout(max(0.001, end - time.monotonic()))
         chunk = client.recv(256)
         said += chunk
         if not chunk or not said.upper().startswith(GREETED[: len(said)]) or len(said) > 256:
@@ -109,7 +110,7 @@ def _text(said: bytearray) -> str:
 def _port(environment: Mapping[str, str]) -> int:
     """Of "host:port" and "[address]:port"."""
     word = environment.get("NCCL_RAS_ADDR", "").rpartition(":")[2]
-    return int(word) if word.isdecimal() else PORT
+    return int(word) if word.isdecimal() and len(word) <= 5 else PORT
 
 
 def _is_of(pids: Sequence[int], client: socket.socket) -> bool:

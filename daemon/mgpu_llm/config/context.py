@@ -20,6 +20,8 @@ _LENGTHS: Final = (
     "max_seq_length",
     "seq_len",
 )
+#: More is no length that anybody has made a model for.
+MOST_TOKENS: Final = 1_000_000_000
 _OVERRIDING: Final = "model_max_length"
 #: Position embeddings that leave the length as it is written. What becomes of it under the others differs between versions of
 #: vLLM (yarn) or is not the model's longest (longrope).
@@ -44,7 +46,7 @@ def context_length(config: Config, environ: Mapping[str, str]) -> int | None:
 
 def _tokens(settings: Mapping[str, Any], name: str) -> int | None:
     found = settings.get(name)
-    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
+    return found if isinstance(found, int) and not isinstance(found, bool) and 0 < found <= MOST_TOKENS else None
 
 
 def _is_plain(settings: Mapping[str, Any]) -> bool:

@@ -130,5 +130,7 @@ Areas = Annotated[
 Fraction = Annotated[float, Field(gt=0, le=1), Expected("a fraction above 0 and up to 1")]
 Switch = Annotated[bool, Expected("true or false")]
 Count = Annotated[int, Field(ge=1, le=1000), Expected("an integer from 1 to 1000")]
+#: The daemon remembers as many attempts, and no more.
+Tries = Annotated[int, Field(ge=1, le=100), Expected("an integer from 1 to 100")]
 Kept = Annotated[int, Field(ge=0, le=1000), Expected("an integer from 0 to 1000")]
 Mebibytes = Annotated[int, Field(ge=1, le=100_000), Expected("MiB as an integer from 1 to 100000")]

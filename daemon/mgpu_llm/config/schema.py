@@ -26,6 +26,7 @@ from mgpu_llm.config.fields import (
     SpareGpus,
     Switch,
     Text,
+    Tries,
     UsedGpus,
     Wait,
     Word,
@@ -140,9 +141,9 @@ class RetrySettings(Table):
     """`attempts` is the ceiling of one struggle to come to service, `per_cause` that of those which fail for the same cause. A
     pause is longer by up to the part `jitter`."""
 
-    attempts: Count = 12
-    per_cause: Count = 8
-    crashes_per_rung: Count = 2
+    attempts: Tries = 12
+    per_cause: Tries = 8
+    crashes_per_rung: Tries = 2
     backoff: Wait = 2.0
     backoff_ceiling: Wait = 60.0
     jitter: Annotated[float, Field(ge=0, le=1), Expected("a fraction from 0 to 1")] = 0.25

@@ -202,7 +202,7 @@ def _failed_below(case: _Case) -> float:
 
 
 def _failed_above(case: _Case) -> float:
-    """The lowest utilisation that was too much for as many GPUs."""
+    """The lowest utilisation that was too much for as many GPUs, be it for what is free."""
     return min(_seen_utilisation(case, Want.MEMORY_LOWER), default=2.0)
 
 
@@ -211,7 +211,12 @@ def _seen_utilisation(case: _Case, first_want: Want) -> list[float]:
     for failure in case.failures:
         launch = case.ladder.launch(failure.rung)
         wants = [want for want in failure.found.wants if want is not Want.PLAIN_RETRY]
-        if wants[:1] == [first_want] and launch.tensor_parallel == ranks and launch.utilisation is not None:
+        measured = first_want in wants and "free" in failure.found.figures
+        if (
+            (wants[:1] == [first_want] or measured)
+            and launch.tensor_parallel == ranks
+            and launch.utilisation is not None
+        ):
             seen.append(launch.utilisation)
     return seen
 
@@ -222,7 +227,7 @@ def _context_length(case: _Case) -> Remedy | str:
     fits = case.found.figures.get("fits")
     if fits is None and now is None:
         return "nobody knows how long it is"
-    tokens = int((now or 0) / 2 if fits is None else fits) // CONTEXT_UNIT * CONTEXT_UNIT
+    tokens = ((now or 0) // 2 if fits is None else int(fits)) // CONTEXT_UNIT * CONTEXT_UNIT
     if tokens < CONTEXT_UNIT or (now is not None and tokens >= now):
         return "no shorter one would help"
     return remedies.context(tokens)
@@ -255,13 +260,16 @@ def _others(case: _Case, size: int) -> tuple[str, ...] | None:
     """So many GPUs without those that have failed; the base's first, but for those that were among them when one failed that
     nobody could name. A smaller set that failed so is given up as a whole: else every combination would be loaded in turn."""
     base = case.ladder.base.gpus or ()
-    bad, sets, doubtful = set[str](), list[set[str]](), set[str]()
+    now = case.launch.gpus or ()
+    # What a spare stands in for has failed before, perhaps in another life; and the base's own are no change.
+    bad = set(base) - set(now) if len(now) == len(base) else set[str]()
+    sets, doubtful = [set(base)], set[str]()
     for failure in case.failures:
         if Want.OTHER_GPU not in failure.found.wants:
             continue
         gpus, rank = case.ladder.launch(failure.rung).gpus or (), failure.found.rank
         sets.append(set(gpus))
-        if rank is not None and rank < len(gpus):
+        if rank is not None and 0 <= rank < len(gpus):
             bad.add(gpus[rank])
         elif len(gpus) == 1 or len(gpus) < len(base):
             bad.update(gpus)
@@ -271,7 +279,7 @@ def _others(case: _Case, size: int) -> tuple[str, ...] | None:
     pool = [gpu for gpu in (*base, *spares) if gpu not in bad]
     sound_first = sorted(pool, key=lambda gpu: gpu in doubtful)
     found = (chosen for chosen in islice(combinations(sound_first, size), MOST_SETS) if set(chosen) not in sets)
-    chosen = next(found, None)
+    chosen = next((set(chosen) for chosen in found), None)
     return None if chosen is None else tuple(gpu for gpu in pool if gpu in chosen)
 
 

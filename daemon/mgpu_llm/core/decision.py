@@ -121,6 +121,8 @@ def _nothing_left(run: Run, failures: tuple[Failure, ...], choice: Choice) -> Fa
     in_vain = found.hopeless or (first and known)
     status = DO_NOT_RETRY if in_vain and run.rung == BASE else GAVE_UP
     why = "no retry can help" if in_vain else "the ladder has no rung left that could help"
+    if any(out.forbidden for out in choice.outs):
+        why = "what could help is not allowed" if first else "what else could help is not allowed"
     return Fail(status=status, message=final_message(run, why + _not_tried(choice)))
 
 

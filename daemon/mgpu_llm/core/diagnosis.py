@@ -25,8 +25,8 @@ _ANCHORS: Final = {
 }
 #: So many hints are kept: what is said over and over in other words helps nobody.
 MOST_HINTS: Final = 5
-_NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
-_WORKER: Final = re.compile(r"Worker_TP(\d+)")
+_NUMBER: Final = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,15})?")
+_WORKER: Final = re.compile(r"Worker_TP([0-9]{1,4})")
 #: Some versions of vLLM ask the hub about a model although it is a local folder, print the refusal as an error, and go on.
 _HARMLESS: Final = re.compile(r"^Error retrieving ")
 
@@ -247,7 +247,7 @@ def _rank(row: Signature, line: str, process: str) -> int | None:
     match = row.match(line)
     device = match.groupdict().get("device") if match is not None else None
     worker = _WORKER.fullmatch(process)
-    return int(device) if device else int(worker[1]) if worker else None
+    return int(device) if device and _NUMBER.fullmatch(device) else int(worker[1]) if worker else None
 
 
 def _told(row: Signature, line: str) -> str:

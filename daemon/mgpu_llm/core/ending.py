@@ -108,7 +108,7 @@ def terminating(state: Terminating, event: Event, policy: Policy) -> Step:
             # Asked twice: whoever asks does not want to wait for the grace to pass.
             return replace(killing, then=_rest(state.then, event)), (*_stopping(event), kill)
         case RestartRequested() | StartRequested():
-            return _asked_back(state), ()
+            return _asked_back(state, event), ()
         case _:
             return state, ()
 
@@ -131,13 +131,16 @@ def killing(state: Killing, event: Event, policy: Policy) -> Step:
             abandoned = (AbandonIncident(attempt=state.run.attempt),) if state.keeping else ()
             return replace(state, then=_rest(state.then, event), keeping=False), (*_stopping(event), *abandoned)
         case RestartRequested() | StartRequested():
-            return _asked_back(state), ()
+            return _asked_back(state, event), ()
         case _:
             return state, ()
 
 
-def _asked_back(state: EndingState) -> EndingState:
-    """Somebody wants it to run again before it has ended; that a daemon's own end is under way weighs more."""
+def _asked_back(state: EndingState, event: RestartRequested | StartRequested) -> EndingState:
+    """Somebody wants it to run again before it has ended; that a daemon's own end is under way weighs more. A restart is a
+    planned start also where another attempt would follow by itself."""
+    if isinstance(state.then, Try) and isinstance(event, RestartRequested):
+        return replace(state, then=Anew())
     if not isinstance(state.then, Rest) or state.then.final:
         return state
     return replace(state, then=Anew())

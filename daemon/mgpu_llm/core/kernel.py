@@ -17,7 +17,7 @@ from mgpu_llm.core.progress import Progress
 
 #: Whom the kernel has killed for memory: "oom-kill:...,task=VLLM::Worker_TP,pid=71,uid=0" (Linux 5.0 and newer) and "Memory
 #: cgroup out of memory: Killed process 71 (VLLM::Worker_TP)". Lines about GPUs have "pid=" too, and there nobody is killed.
-_KILLED: Final = re.compile(r"oom-kill:.*\bpid=(?P<named>\d+)|[Kk]illed process (?P<told>\d+)")
+_KILLED: Final = re.compile(r"oom-kill:.*\bpid=(?P<named>[0-9]{1,9})\b|[Kk]illed process (?P<told>[0-9]{1,9})\b")
 #: "0000:17:00"; NVML gives the domain eight digits, and most add the function; the IOMMU's driver may leave out the domain.
 _DEVICE: Final = re.compile(
     r"\b(?:(?P<domain>[0-9a-f]{4,8}):(?P<bus>[0-9a-f]{2}):(?P<device>[0-9a-f]{2})"

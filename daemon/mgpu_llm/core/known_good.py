@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -19,8 +19,8 @@ class KnownGood:
     """A rung other than the base, by name, that came to service at the UTC time `since` ("2026-11-24T21:05:00Z") and has
     served in every start from then on.
 
-    `cause` is why the base did not serve. `key` is what the rung depends on, each part by its name. `starts` counts the planned
-    starts since a more capable rung was last tried, and `boot` is the boot in which that was.
+    `cause` names why the base did not serve, one cause or several. `key` is what the rung depends on, each part by its name.
+    `starts` counts the planned starts since a more capable rung was last tried, and `boot` is the boot in which that was.
     """
 
     rung: str
@@ -34,11 +34,12 @@ class KnownGood:
 @dataclass(frozen=True, kw_only=True)
 class Beginning:
     """On which rung a planned start begins. `trial`: one that is more capable than what served last, to see whether that can be
-    had again; `known` is what is remembered from then on."""
+    had again, and `why` now; `known` is what is remembered from then on."""
 
     rung: Rung
     known: KnownGood | None
     trial: bool = False
+    why: str = ""
 
 
 def begin(known: KnownGood | None, ladder: Ladder, *, boot: str, up_after: int) -> Beginning:
@@ -50,23 +51,26 @@ def begin(known: KnownGood | None, ladder: Ladder, *, boot: str, up_after: int) 
         rung = ladder.rung(known.rung)
     except ValueError:
         return Beginning(rung=BASE, known=None)
-    due = known.starts + 1 >= up_after or (boot != known.boot and bool(boot))
-    if up_after and due:
-        return Beginning(rung=Rung(remedies=rung.remedies[:-1]), known=replace(known, starts=0, boot=boot), trial=True)
+    booted = boot != known.boot and bool(boot)
+    if up_after and (booted or known.starts + 1 >= up_after):
+        why = "the host was booted" if booted else f"after {known.starts} planned starts"
+        above = Rung(remedies=rung.remedies[:-1])
+        return Beginning(rung=above, known=replace(known, starts=0, boot=boot), trial=True, why=why)
     return Beginning(rung=rung, known=replace(known, starts=known.starts + 1))
 
 
 def served(
-    known: KnownGood | None, rung: Rung, *, cause: str, key: Mapping[str, str], utc_s: float, boot: str
+    known: KnownGood | None, rung: Rung, *, causes: Sequence[str], key: Mapping[str, str], utc_s: float, boot: str
 ) -> KnownGood | None:
-    """What to remember now that `rung` serves: nothing of the base, and the date of the first time."""
+    """What to remember now that `rung` serves, to which `causes` have led: nothing of the base, and the first date."""
     if rung == BASE:
         return None
     if known is not None and known.rung == rung.name:
         # What nobody can tell today is still what it was.
         return replace(known, key={**known.key, **{name: part for name, part in key.items() if part}})
-    cause = cause or (known.cause if known is not None else "")
-    return KnownGood(rung=rung.name, since=utc_text(utc_s), cause=cause, key=key, boot=boot)
+    before = known.cause.split(", ") if known is not None else []
+    cause = ", ".join(cause for cause in dict.fromkeys([*before, *causes]) if cause)
+    return KnownGood(rung=rung.name, since=utc_text(utc_s), cause=cause[:_LONGEST_TEXT], key=key, boot=boot)
 
 
 def utc_text(utc_s: float) -> str:

@@ -12,8 +12,11 @@ from mgpu_llm.core.launch import Launch
 from mgpu_llm.core.remedies import BY_DEFAULT, Area, Remedy
 
 BASE_NAME: Final = "base"
+#: More are none of ours: there are not so many kinds.
+MOST_REMEDIES: Final = 64
+MOST_TOKENS: Final = 1_000_000_000
 _PARTS: Final = re.compile(
-    r"utilisation-(?P<part>0\.\d\d|1\.00)|tp-(?P<count>\d+)|gpus-(?P<gpus>\S+)|context-(?P<tokens>\d+)"
+    r"utilisation-(?P<part>0\.[0-9]{2,4}|1\.00)|tp-(?P<count>[0-9]{1,4})|gpus-(?P<gpus>\S+)|context-(?P<tokens>[0-9]{1,9})"
 )
 
 
@@ -76,8 +79,11 @@ class Ladder:
 
     def rung(self, name: str) -> Rung:
         """The rung of that name. Raises ValueError where this ladder has none, and for one that would change what it may not."""
+        parts = name.split("+") if name != BASE_NAME else []
+        if len(parts) > MOST_REMEDIES or len(set(parts)) < len(parts):
+            raise ValueError(f'there is no rung "{name[:80]}"')
         found = BASE
-        for part in name.split("+") if name != BASE_NAME else ():
+        for part in parts:
             found = found.plus(self._remedy(part))
         return found
 
@@ -96,20 +102,26 @@ class Ladder:
         if (match := _PARTS.fullmatch(name)) is None:
             return None
         part, count, gpus, tokens = match.group("part", "count", "gpus", "tokens")
-        if part and self.base.utilisation is not None:
-            value = float(part)
+        if part and self.base.utilisation is not None and self._within(value := float(part)):
             return remedies.utilisation(value, raises=value > self.base.utilisation)
         if count and int(count) in self.sizes:
             return remedies.gpus(
                 None if self.base.gpus is None else self.base.gpus[: int(count)], int(count), self.base
             )
-        if gpus and set(gpus.split(",")) <= {*(self.base.gpus or ()), *self.spares}:
-            chosen = tuple(gpus.split(","))
+        chosen = tuple((gpus or "").split(","))
+        if set(chosen) <= {*(self.base.gpus or ()), *self.spares} and len(set(chosen)) == len(chosen):
             if len(chosen) == len(self.base.gpus or ()):
                 return remedies.gpus(chosen, self.base.tensor_parallel, self.base)
             if len(chosen) in self.sizes:
                 return remedies.gpus(chosen, len(chosen), self.base)
-        return remedies.context(int(tokens)) if tokens else None
+        if tokens and 0 < int(tokens) < (self.context or MOST_TOKENS):
+            return remedies.context(int(tokens))
+        return None
+
+    def _within(self, utilisation: float) -> bool:
+        """Whether the utilisation may be so, by the bounds or because the admin's own is beyond them."""
+        base = self.base.utilisation or 0.0
+        return min(self.floor, base) <= utilisation <= max(self.ceiling, base)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,10 @@ from mgpu_llm.core.remedies import DEFAULT_ORDER, Want
 from mgpu_llm.core.states import Ended, Fail, Policy, Run, Try
 
 UNKNOWN: Final = "unknown"
+_SUMMARIES: Final = {
+    "engine-exited": "the engine ended while it loaded, for a reason that nobody knows",
+    "died-while-serving": "the engine died too often while it served; each rung has several deaths",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +62,10 @@ def plans(policy: Policy, cause: str = UNKNOWN) -> tuple[Plan, ...]:
     """What would be tried against `cause`: one plan for each way in which it may show. Raises ValueError for none of the known
     causes."""
     if cause in (UNKNOWN, "died-while-serving"):
-        return (_plan(policy, _UNKNOWN, ""),)
+        return (_plan(policy, replace(_UNKNOWN, cause=cause), _SUMMARIES.get(cause, "")),)
     if cause == "engine-exited":
         retries = (Want.PLAIN_RETRY,) * (policy.crashes_per_rung - 1)
-        return (_plan(policy, _failure(cause, retries + DEFAULT_ORDER), ""),)
+        return (_plan(policy, _failure(cause, retries + DEFAULT_ORDER), _SUMMARIES[cause]),)
     rows = [row for row in TABLE if cause in (row.id, row.reported_as) and row.wants]
     if not rows:
         raise ValueError(f'there is no cause "{cause}"')
@@ -70,7 +74,7 @@ def plans(policy: Policy, cause: str = UNKNOWN) -> tuple[Plan, ...]:
 
 def causes() -> tuple[str, ...]:
     """Every cause that something may be done about, sorted."""
-    return tuple(sorted({row.reported_as for row in TABLE if row.wants}))
+    return tuple(sorted({row.reported_as for row in TABLE if row.wants} | {"engine-exited", "died-while-serving"}))
 
 
 def _failure(cause: str, wants: tuple[Want, ...]) -> Diagnosis:

@@ -17,6 +17,15 @@ from mgpu_llm.core.states import Ended, Policy, Run
 
 #: As the config allows.
 MOST_RANKS: Final = 1024
+#: Each single variable and argument that remedies set, by how it is written.
+_PIECES: Final = {
+    name: piece
+    for remedy in remedies.FIXED.values()
+    for name, piece in (
+        *((f"{name}={value}", Remedy(name=name, env={name: value})) for name, value in remedy.env.items()),
+        *([(" ".join(remedy.args), Remedy(name="args", args=remedy.args))] if remedy.args else []),
+    )
+}
 _BROKEN: Final = (TypeError, ValueError, AttributeError, KeyError, IndexError, OverflowError)
 
 
@@ -61,12 +70,12 @@ def policy_of(recorded: Recording) -> Policy:
             policy,
             patience=patience,
             look_at_stacks=bool(given.get("stacks", True)),
-            attempts=int(given.get("attempts", policy.attempts)),
-            tries_per_cause=int(given.get("tries_per_cause", policy.tries_per_cause)),
-            crashes_per_rung=int(given.get("crashes_per_rung", policy.crashes_per_rung)),
-            backoff_s=float(backoff_s),
-            backoff_ceiling_s=float(ceiling_s),
-            backoff_jitter=float(jitter),
+            attempts=_within(given.get("attempts", policy.attempts), 1, 1000),
+            tries_per_cause=_within(given.get("tries_per_cause", policy.tries_per_cause), 1, 1000),
+            crashes_per_rung=_within(given.get("crashes_per_rung", policy.crashes_per_rung), 1, 1000),
+            backoff_s=_finite(backoff_s),
+            backoff_ceiling_s=_finite(ceiling_s),
+            backoff_jitter=_finite(jitter),
             seed=int(seed),
             weights_bytes=readings.count(given.get("weights_bytes")),
         )
@@ -83,11 +92,11 @@ def run_of(recorded: Recording, policy: Policy) -> Run:
         return Run(
             attempt=int(given.get("attempt", 1)),
             rung=_rung(policy.ladder, given.get("rung")),
-            tries=int(given.get("tries", 1)),
-            struggle=int(given.get("struggle", given.get("tries", 1))),
-            deaths=int(given.get("deaths", 0)),
+            tries=_within(given.get("tries", 1), 0, 100_000),
+            struggle=_within(given.get("struggle", given.get("tries", 1)), 0, 100_000),
+            deaths=_within(given.get("deaths", 0), 0, 1000),
             trial=None if trial is None else _rung(policy.ladder, trial),
-            ended=tuple(_ended(policy.ladder, number, row) for number, row in enumerate(given.get("failed", ()))),
+            ended=tuple(_ended(policy.ladder, number, row) for number, row in enumerate(_few(given.get("failed", ())))),
         )
     except _BROKEN as error:
         raise RecordingError(f"its first row is broken: {error}") from error
@@ -141,7 +150,7 @@ def _ladder(ladder: Ladder) -> dict[str, Any]:
         "pp": ladder.pipeline_parallel,
         "gpus": base.gpus and list(base.gpus),
         "utilisation": base.utilisation,
-        "has": [name for name, remedy in remedies.FIXED.items() if remedy.over(base) == base],
+        "has": _pieces(base),
         "may_change": sorted(ladder.areas),
         "sizes": list(ladder.sizes),
         "steps": [ladder.step, ladder.floor, ladder.ceiling],
@@ -153,6 +162,11 @@ def _ladder(ladder: Ladder) -> dict[str, Any]:
     }
 
 
+def _pieces(base: Launch) -> list[str]:
+    """What remedies would set and the admin has set so already: a remedy whose every piece is there changes nothing."""
+    return [name for name, piece in _PIECES.items() if piece.over(base) == base]
+
+
 def _ladder_of(recorded: Recording) -> Ladder:
     given = recorded.header.get("ladder")
     if given is None:
@@ -160,22 +174,22 @@ def _ladder_of(recorded: Recording) -> Ladder:
     gpus = given["gpus"]
     base = Launch(
         gpus=None if gpus is None else _texts(gpus),
-        tensor_parallel=int(given["tp"]),
-        utilisation=None if given["utilisation"] is None else float(given["utilisation"]),
+        tensor_parallel=_within(given["tp"], 1, MOST_RANKS),
+        utilisation=None if given["utilisation"] is None else _finite(given["utilisation"]),
     )
-    for name in given["has"]:
-        base = remedies.FIXED[name].over(base)
+    for piece in _texts(given["has"]):
+        base = _PIECES[piece].over(base)
     step, floor, ceiling = given["steps"]
     if not 0.001 <= float(step) <= 1:
         raise ValueError("a step of the utilisation is no fraction")
     return Ladder(
         base=base,
-        pipeline_parallel=int(given["pp"]),
+        pipeline_parallel=_within(given["pp"], 1, MOST_RANKS),
         areas=frozenset(Area(area) for area in given["may_change"]),
-        sizes=tuple(int(size) for size in given["sizes"]),
-        step=float(step),
-        floor=float(floor),
-        ceiling=float(ceiling),
+        sizes=tuple(_within(size, 1, MOST_RANKS) for size in _few(given["sizes"])),
+        step=_finite(step),
+        floor=_finite(floor),
+        ceiling=_finite(ceiling),
         nvlink=Nvlink(given["nvlink"]),
         spares=_texts(given["spares"]),
         context=readings.count(given["context"]),
@@ -187,9 +201,7 @@ def _ladder_of(recorded: Recording) -> Ladder:
 def _usual(recorded: Recording) -> Ladder:
     """Of a recording that says nothing of it: the default one for as many GPUs as were sampled."""
     seen = max((len(row.get("gpus") or ()) for row in recorded.rows if row["kind"] == "sample"), default=0)
-    size = int(recorded.header.get("tp", seen or 2))
-    if not 1 <= size <= MOST_RANKS:
-        raise ValueError("tp is no number of ranks")
+    size = _within(recorded.header.get("tp", seen or 2), 1, MOST_RANKS)
     on_gpus = recorded.has_gpus or any(row[2] for row in recorded.header.get("rungs", ()))
     gpus = tuple(str(index) for index in range(seen or size)) if on_gpus else None
     base = Launch(gpus=gpus, tensor_parallel=size, utilisation=0.9 if on_gpus else None)
@@ -197,4 +209,24 @@ def _usual(recorded: Recording) -> Ladder:
 
 
 def _texts(given: Sequence[Any]) -> tuple[str, ...]:
-    return tuple(str(text) for text in given)
+    return tuple(str(text) for text in _few(given))
+
+
+def _few(given: Any) -> Sequence[Any]:
+    if len(given) > MOST_RANKS:
+        raise ValueError(f"it lists more than {MOST_RANKS} of something")
+    return tuple(given)
+
+
+def _within(value: Any, least: int, most: int) -> int:
+    number = readings.integer(value)
+    if not least <= number <= most:
+        raise ValueError(f"{number} is not from {least} to {most}")
+    return number
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not 0 <= number <= 1e9:
+        raise ValueError(f"{number} is no number to go by")
+    return number

@@ -60,7 +60,7 @@ class Remedy:
 
     name: str
     area: Area | None = None
-    cost: str = ""
+    cost: str = field(default="", compare=False)
     env: Mapping[str, str] = field(default_factory=dict)
     args: tuple[str, ...] = ()
     utilisation: float | None = None
@@ -181,7 +181,8 @@ def utilisation(value: float, *, raises: bool) -> Remedy:
     """Another part of each GPU's memory."""
     cost = "less GPU memory for what is beside vLLM" if raises else "less GPU memory for the KV cache"
     cost += ": graphs may not fit" if raises else ": fewer tokens in flight"
-    return Remedy(name=f"utilisation-{value:.2f}", area=Area.UTILISATION, cost=cost, utilisation=round(value, 4))
+    named = f"{value:.2f}" if round(value, 2) == round(value, 4) else f"{value:.4f}".rstrip("0")
+    return Remedy(name=f"utilisation-{named}", area=Area.UTILISATION, cost=cost, utilisation=round(value, 4))
 
 
 def context(tokens: int) -> Remedy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
-from mgpu_llm.core import decision, judging, known_good, outlook, planning, stall, starting
+from mgpu_llm.core import judging, known_good, outlook, planning, stall, starting
 from mgpu_llm.core.ladder import BASE, Rung
 from mgpu_llm.core.launch import differences
 from mgpu_llm.core.states import (
@@ -90,9 +90,9 @@ def ladder(state: State, policy: Policy) -> tuple[RungStatus, ...]:
     if isinstance(state, Stopped):
         begins = known_good.begin(run.known, policy.ladder, boot=policy.boot, up_after=policy.up_after)
         run, here = Run(), begins.rung
-    tried = [ended.rung for ended in decision.failed_in_a_row(run)] if run.tries or run.deaths else []
-    passed = [Rung(remedies=here.remedies[:count]) for count in range(len(here.remedies) + 1)]
-    walked = [BASE, *(rung for rung in tried if rung != here), *(passed if not tried else [here])]
+    tried = [ended.rung for ended in state.run.ended if ended.diagnosis is not None]
+    parts = [Rung(remedies=here.remedies[:count]) for count in range(1, len(here.remedies))]
+    walked = [BASE, *(rung for rung in (*tried, *parts) if rung != here), here]
     before = [rung for number, rung in enumerate(walked) if rung not in walked[:number]]
     after = [step.rung for step in planning.walk(policy, run, here)]
     first = "next" if isinstance(state, Stopped) else "current"
@@ -116,7 +116,7 @@ def _degradation(state: State, policy: Policy) -> Degradation | None:
         cause=known.cause if known is not None else "",
         changes=_changes(rung, policy),
         cost=rung.cost,
-        way_back=starting.WAY_BACK,
+        way_back=starting.WAY_BACK if known is not None else starting.FORGOTTEN,
     )
 
 

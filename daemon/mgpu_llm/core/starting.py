@@ -50,6 +50,8 @@ EXTEND_SLACK_S: Final = 85.0
 
 #: How an engine that serves on a rung of ours comes back to the admin's own settings.
 WAY_BACK: Final = "remove the cause, then: mgpuctl forget && mgpuctl restart"
+#: The same where what served was forgotten on request.
+FORGOTTEN: Final = "it is forgotten: the next start begins with your settings (mgpuctl restart)"
 
 Step = tuple[State, tuple[Effect, ...]]
 Outcome = Step | Diagnosis
@@ -58,7 +60,7 @@ Outcome = Step | Diagnosis
 def begin_anew(run: Run, at: float, policy: Policy) -> Step:
     """Begin because somebody wants it: where the last start served, or one rung above that to see whether it can be had again."""
     beginning = known_good.begin(run.known, policy.ladder, boot=policy.boot, up_after=policy.up_after)
-    run = replace(run.asked_anew(), known=beginning.known)
+    run = replace(run.asked_anew(), known=beginning.known, forgotten=False)
     if beginning.known is None:
         return begin(run, beginning.rung, at, policy)
     facts: dict[str, object] = {
@@ -68,7 +70,7 @@ def begin_anew(run: Run, at: float, policy: Policy) -> Step:
     }
     if beginning.trial:
         run = replace(run, trial=policy.ladder.rung(beginning.known.rung))
-        facts["trying"] = f"rung {beginning.rung.name} once, to see whether it serves again"
+        facts["trying"] = f"rung {beginning.rung.name} once, to see whether it serves again: {beginning.why}"
     else:
         facts["forget"] = "mgpuctl forget"
     state, effects = begin(run, beginning.rung, at, policy)
@@ -205,14 +207,14 @@ def _after_completion(state: Starting, event: CompletionProbed, policy: Policy) 
         "after_s": round(event.at - state.since, 1),
     }
     announced = [Announce(name="engine.ready", facts=facts)]
-    if known is not None:
+    if rung != BASE:
         lost = {
             "rung": rung.name,
             "changes": "; ".join(differences(policy.ladder.base, policy.launch(rung))),
             "cost": rung.cost,
-            "since": known.since,
-            "cause": known.cause,
-            "way_back": WAY_BACK,
+            "since": known.since if known is not None else known_good.utc_text(policy.utc_s + event.at),
+            "cause": known.cause if known is not None else "",
+            "way_back": WAY_BACK if known is not None else FORGOTTEN,
         }
         announced.append(Announce(name="engine.degraded", level=Level.WARNING, facts=lost))
     remembered = () if known == state.run.known else (RememberRung(known=known),)
@@ -220,12 +222,17 @@ def _after_completion(state: Starting, event: CompletionProbed, policy: Policy) 
 
 
 def _known(run: Run, at: float, policy: Policy) -> KnownGood | None:
-    """A rung of ours that was not remembered was come to by the failure before it, unless it was only tried."""
+    """A rung of ours that was not remembered was come to by the failures before it, unless it was only tried. What somebody has
+    asked to be forgotten stays so until the next planned start, whatever serves until then."""
+    if run.forgotten:
+        return None
     failed = [ended.diagnosis.cause for ended in run.ended if ended.diagnosis is not None]
+    # After deaths the last one counts: this is the first attempt since then.
+    causes = failed[-max(run.tries - 1, 1) :] if run.trial is None else []
     return known_good.served(
         run.known,
         run.rung,
-        cause=failed[-1] if failed and run.trial is None else "",
+        causes=tuple(causes),
         key=policy.key,
         utc_s=policy.utc_s + at,
         boot=policy.boot,

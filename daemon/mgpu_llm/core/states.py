@@ -19,7 +19,7 @@ from mgpu_llm.core.stall import DEFAULT_PATIENCE_S
 from mgpu_llm.core.suspicion import Suspicion
 
 #: Ended attempts that are remembered; a daemon that serves for months must not grow.
-LONGEST_HISTORY = 50
+LONGEST_HISTORY = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +94,10 @@ class Ended:
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What lasts over attempts. `tries` counts attempts since the engine last served or somebody asked for it, `deaths` engines
-    in a row that died soon after they had begun to serve. `struggle` counts all attempts since somebody asked for it or it served
-    for longer than that: neither another cause nor a short service sets it back. `known` is the rung that served last; while this
-    attempt only tries whether the rung above it serves again, `trial` is where to go back to."""
+    in a row that died soon after they had begun to serve. `struggle` counts all attempts since somebody asked for it or it
+    served for longer than that: neither another cause nor a short service sets it back. `known` is the rung that served last,
+    `forgotten` that somebody wants none to be remembered before the next planned start; while this attempt only tries whether
+    the rung above it serves again, `trial` is where to go back to."""
 
     attempt: int = 0
     rung: Rung = BASE
@@ -106,6 +107,7 @@ class Run:
     ended: tuple[Ended, ...] = ()
     lines_dropped: int = 0
     known: KnownGood | None = None
+    forgotten: bool = False
     trial: Rung | None = None
 
     def asked_anew(self) -> Run:

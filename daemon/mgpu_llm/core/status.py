@@ -73,8 +73,8 @@ class Degradation:
 
 @dataclass(frozen=True, kw_only=True)
 class RungStatus:
-    """One rung as it would be tried where the cause is not known. `standing`: tried, passed (it
-    is part of what is tried now), current, next, later."""
+    """One rung as it would be tried where the cause is not known. `standing`: tried (and failed), passed (without an attempt),
+    current, next, later."""
 
     name: str
     changes: tuple[str, ...]

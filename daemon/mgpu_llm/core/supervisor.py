@@ -71,7 +71,7 @@ def _forget(state: State, event: ForgetRequested) -> Step:
     if known is None:
         return state, ()
     forgotten = Announce(name="rung.forgotten", facts={"rung": known.rung, "why": f"asked by {event.by}"})
-    return replace(state, run=replace(state.run, known=None)), (forgotten, RememberRung(known=None))
+    return replace(state, run=replace(state.run, known=None, forgotten=True)), (forgotten, RememberRung(known=None))
 
 
 def _stopped(state: Stopped, event: Event, policy: Policy) -> Step:

@@ -34,6 +34,11 @@ def plan_lines(document: Mapping[str, Any], page: Page) -> list[str]:
         lines += _head(cause, ways, page)
         lines += _rungs(answer["rungs"], page, command=number == 0)
         lines += _end(answer, page)
+    if begins := document.get("begins"):
+        told = (
+            f"the next start begins on rung {begins['rung']}, which has served since {begins['since']} (mgpuctl forget)"
+        )
+        lines += ["", *(f"    {line}" for line in page.wrap(plain(told), 4))]
     return lines
 
 
@@ -111,6 +116,9 @@ def _end(answer: Mapping[str, Any], page: Page) -> list[str]:
         for out in outs:
             lines += [f"      {line}" for line in page.wrap(f"{out['what']}: {out['why']}", 6)]
     status = int(answer["status"])
-    why = f": {ENDS[status]}; systemd does not start it again" if status in ENDS else ""
+    ended = (
+        "what else could help is not allowed" if any(out["forbidden"] for out in answer["outs"]) else ENDS.get(status)
+    )
+    why = f": {ended}; systemd does not start it again" if ended else ""
     then = f"then: the daemon gives up with exit status {status}{why}"
     return lines + [f"    {line}" for line in page.wrap(then, 4)]

@@ -89,7 +89,7 @@ class File:
     def _warn(self, path: Path, why: str) -> None:
         """Once, until it can be written again."""
         if not self._failed:
-            log.warning("memory.failed", reason=f"cannot write '{path}': {why}")
+            log.warning("state.failed", reason=f"cannot write '{path}': {why}")
         self._failed = True
 
 
@@ -97,9 +97,9 @@ def _move_aside(path: Path, why: str) -> None:
     aside = path.with_name(f"{path.name}.broken")
     try:
         path.rename(aside)
-        log.warning("memory.broken", reason=f"cannot use '{path}': {why}", moved_to=str(aside))
+        log.warning("state.broken", reason=f"cannot use '{path}': {why}", moved_to=str(aside))
     except OSError as also:
-        log.warning("memory.broken", reason=f"cannot use '{path}': {why}; cannot move it aside: {_why(also)}")
+        log.warning("state.broken", reason=f"cannot use '{path}': {why}; cannot move it aside: {_why(also)}")
 
 
 def _text(path: Path) -> str:
