@@ -2,7 +2,8 @@
 
 GET  /v1/status    Status                       GET  /v1/ladder    {"rungs": [RungStatus]}
 GET  /v1/logs?lines=N   {"lines": [str]}        POST /v1/start|stop|restart|forget   {"accepted": true, "message": str}
-GET  /v1/plan?cause=CAUSE   {"cause": str, "plans": [...]}, as `mgpud --plan CAUSE` has it; status 400: no such cause
+GET  /v1/plan?cause=CAUSE   {"cause": str, "plans": [...]}, as `mgpud --plan CAUSE` has it, and "begins": {"rung", "since"}
+                   of what the next start begins with, or null; status 400: no such cause
 GET  /v1/incidents {"incidents": [{"id": str, ...}]}, oldest first
 GET  /v1/incidents/ID   incident.json, "folder" and "files" with it; ID may be the beginning of one, or "last"
 GET  /v1/incidents/ID/archive   a .tar.gz of it

@@ -47,6 +47,21 @@ def shown(tmp_path: Path, cause: str, width: int = 90) -> list[str]:
     return screen.screen.lines
 
 
+def test_what_the_next_start_begins_with_is_told_last_where_the_daemon_remembers_it() -> None:
+    begins = {"rung": "p2p-off", "since": "2026-11-24T21:05:00Z"}
+    lines = plan_lines({**PLANS["unknown"], "begins": begins}, PIPE)
+    assert lines[-1].strip() == (
+        "the next start begins on rung p2p-off, which has served since 2026-11-24T21:05:00Z (mgpuctl forget)"
+    )
+    assert plan_lines({**PLANS["unknown"], "begins": None}, PIPE) == plan_lines(PLANS["unknown"], PIPE) == lines[:-2]
+
+
+def test_an_end_that_the_config_causes_says_so() -> None:
+    ends = {name: "\n".join(plan_lines(PLANS[name], PIPE)) for name in ("nccl-p2p", "unknown")}
+    assert "exit status 69: what could help has been tried" in ends["unknown"]
+    assert "exit status 69: what else could help is not allowed" in ends["nccl-p2p"]
+
+
 def test_without_a_cause_it_is_the_plan_for_what_nobody_knows(tmp_path: Path) -> None:
     with daemon(tmp_path, SampleBackend()) as socket_path:
         done = mgpuctl(socket_path, "plan")

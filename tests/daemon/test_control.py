@@ -121,8 +121,8 @@ def test_ladder_attempts_and_logs_tell_what_the_daemon_did(lives: Lives) -> None
     assert (environ_of(status["pid"])["NCCL_P2P_LEVEL"], argv_of(status["pid"])[-1]) == ("SYS", "--enforce-eager")
     rungs = json.loads(life.ctl("ladder", "--json").stdout)["rungs"]
     assert [(rung["name"], rung["changes"], rung["standing"]) for rung in rungs] == [
-        ("base", [], "passed"),
-        ("other-transport", ["NCCL_P2P_LEVEL=SYS"], "passed"),
+        ("base", [], "tried"),
+        ("other-transport", ["NCCL_P2P_LEVEL=SYS"], "tried"),
         ("other-transport+eager", ["NCCL_P2P_LEVEL=SYS", "--enforce-eager"], "current"),
         (
             "other-transport+eager+one",
@@ -181,7 +181,8 @@ def test_the_plan_of_a_daemon_is_that_of_its_config(lives: Lives) -> None:
     for cause in ("unknown", "stalled-in-distributed-init", "model-refused"):
         asked, made = life.ctl("plan", "--cause", cause, "--json"), life.ctl(*PLAN, file, "--cause", cause, "--json")
         assert (asked.returncode, made.returncode) == (0, 0), asked.stderr + made.stderr
-        assert json.loads(asked.stdout) == json.loads(made.stdout)
+        # Only a daemon knows where its next start begins: here nothing has served on a rung of ours.
+        assert json.loads(asked.stdout) == {**json.loads(made.stdout), "begins": None}
         assert json.loads(asked.stdout)["cause"] == cause
     page = life.ctl("plan").stdout
     assert " 1  base\n     the settings as configured\n" in page

@@ -165,6 +165,8 @@ def test_without_a_driver_the_gpus_are_those_of_the_config_and_only_all_of_them_
     (plan,) = plans(FakeSetup(folder=tmp_path, settings={**ON_GPUS, "gpus.spares": [7]}), environ=NO_DRIVER)
     assert names(plan)[-1] == "p2p-off+utilisation-0.80+tp-1"
     assert plan["rungs"][0]["env"]["CUDA_VISIBLE_DEVICES"] == "0,1"
+    made = asked(FakeSetup(folder=tmp_path, settings=ON_GPUS), "unknown", NO_DRIVER)
+    assert made.stderr.startswith("remark: planned without the NVIDIA driver: which GPUs NVLink joins")
     done = asked(FakeSetup(folder=tmp_path, settings={**ON_GPUS, "gpus.use": "all"}), "unknown", NO_DRIVER)
     assert (done.returncode, done.stdout) == (75, "")
     assert done.stderr.endswith("(to plan without the driver, write the indices of the GPUs into gpus.use)\n")

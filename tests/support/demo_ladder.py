@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -50,6 +51,8 @@ def main() -> int:
     if why := trouble(setup):
         print(why, file=sys.stderr)
         return os.EX_TEMPFAIL
+    # So that the daemon is ended with us, as it is by Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         story = tell(setup)
         times = measure(setup, given.rounds)
