@@ -13,7 +13,7 @@ DEV_STAMP := $(VENV)/.complete
 help:
 	@echo 'make run        the daemon with a toy model on the real vLLM (CPU, tensor parallel 2), until Ctrl-C; PORT=8000'
 	@echo 'make demo       the same with an engine that hangs as broken peer-to-peer does, until it is cured'
-	@echo 'make demo-ladder   three faults, three rungs, and a second start that remembers: five minutes; writes docs/demo-ladder.md'
+	@echo 'make demo-ladder   three faults, three rungs, and a second start that remembers: six minutes; writes docs/demo-ladder.md'
 	@echo 'make dev        what both need: .venv (mgpud, mgpuctl) and .engine (vLLM for CPU)'
 	@echo 'make check      format, lint, types, layers, core and config tests: about a minute'
 	@echo 'make test       every test, the real vLLM and a real systemd included (root)'
