@@ -131,24 +131,13 @@ def _first_new(case: _Case, *steps: Remedy) -> Remedy | str:
     return next((step for step in steps if step.over(launch) != launch), SO_ALREADY)
 
 
+def _only(remedy: Remedy) -> Callable[[_Case], Remedy | str]:
+    """For what one remedy gives."""
+    return lambda case: _first_new(case, remedy)
+
+
 def _transport(case: _Case) -> Remedy | str:
     return _first_new(case, *TRANSPORT_STEPS[case.ladder.nvlink])
-
-
-def _custom_all_reduce(case: _Case) -> Remedy | str:
-    return _first_new(case, remedies.CUSTOM_ALL_REDUCE_OFF)
-
-
-def _nvls(case: _Case) -> Remedy | str:
-    return _first_new(case, remedies.NVLS_OFF)
-
-
-def _cumem(case: _Case) -> Remedy | str:
-    return _first_new(case, remedies.CUMEM_OFF)
-
-
-def _shm(case: _Case) -> Remedy | str:
-    return _first_new(case, remedies.SHM_OFF)
 
 
 def _network_interface(case: _Case) -> Remedy | str:
@@ -285,10 +274,10 @@ def _others(case: _Case, size: int) -> tuple[str, ...] | None:
 
 _FINDERS: Final[Mapping[Want, tuple[Callable[[_Case], Remedy | str], Area, str]]] = {
     Want.TRANSPORT: (_transport, Area.TRANSPORTS, "peer-to-peer off"),
-    Want.CUSTOM_ALL_REDUCE: (_custom_all_reduce, Area.TRANSPORTS, "vLLM's own all-reduce off"),
-    Want.NVLS: (_nvls, Area.TRANSPORTS, "NVLink SHARP off"),
-    Want.CUMEM: (_cumem, Area.TRANSPORTS, "cuMem off"),
-    Want.SHM: (_shm, Area.TRANSPORTS, "shared memory off"),
+    Want.CUSTOM_ALL_REDUCE: (_only(remedies.CUSTOM_ALL_REDUCE_OFF), Area.TRANSPORTS, "vLLM's own all-reduce off"),
+    Want.NVLS: (_only(remedies.NVLS_OFF), Area.TRANSPORTS, "NVLink SHARP off"),
+    Want.CUMEM: (_only(remedies.CUMEM_OFF), Area.TRANSPORTS, "cuMem off"),
+    Want.SHM: (_only(remedies.SHM_OFF), Area.TRANSPORTS, "shared memory off"),
     Want.NETWORK_INTERFACE: (_network_interface, Area.TRANSPORTS, "the loopback interface"),
     Want.MEMORY_LOWER: (_memory_lower, Area.UTILISATION, "less memory utilisation"),
     Want.MEMORY_RAISE: (_memory_raise, Area.UTILISATION, "more memory utilisation"),
