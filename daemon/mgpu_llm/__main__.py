@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import signal
@@ -12,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -21,7 +19,7 @@ import click
 import structlog
 
 import mgpu_llm
-from mgpu_llm import assembly, startup
+from mgpu_llm import assembly, questions, startup
 from mgpu_llm.adapters import control_socket, instance_lock, journal, state_dir, streams
 from mgpu_llm.adapters.console import Console
 from mgpu_llm.adapters.engine.aside import aside
@@ -42,19 +40,15 @@ from mgpu_llm.config import files, parse
 from mgpu_llm.config.listener import trouble
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.config.problem import render
-from mgpu_llm.core import kernel, planning
+from mgpu_llm.core import kernel
 from mgpu_llm.core.effects import Exit
 from mgpu_llm.core.events import Event
-from mgpu_llm.core.launch import differences
 from mgpu_llm.observer import Observer
 from mgpu_llm.performer import Outside
-from mgpu_llm.plan_json import plan_to_json
 from mgpu_llm.runner import Audience, Runner
 from mgpu_llm.startup import BAD_CONFIG, TRY_AGAIN, CannotStartError
 
-#: Exit statuses besides the core's own (0, 65, 69) and those of a start: a wrong command line, as click has it, and a fault of
-#: ours (sysexits.h).
-WRONG_COMMAND: Final = 2
+#: A fault of ours (sysexits.h); the other exit statuses are the core's (0, 65, 69), those of a start and of a wrong command line.
 FAULT: Final = 70
 #: How long the last words may take to reach a disk that may be stuck.
 CLOSE_S: Final = 6.0
@@ -101,7 +95,13 @@ def main(config_file: Path, cause: str | None, *, check: bool) -> None:
     journal.configure("info", os.environ, sys.stderr)
     notifier = SystemdNotifier(os.environ)
     try:
-        sys.exit(asyncio.run(_asked(config_file, check, cause, notifier)))
+        if check:
+            answer = questions.check(config_file)
+        elif cause is not None:
+            answer = questions.plan(config_file, cause)
+        else:
+            answer = _supervise(config_file, notifier)
+        sys.exit(asyncio.run(answer))
     except CannotStartError as problem:
         streams.tell(problem.message, sys.stderr)
         # The first line is what `systemctl status` shows of a start that failed.
@@ -111,52 +111,6 @@ def main(config_file: Path, cause: str | None, *, check: bool) -> None:
         log.exception("daemon.fault", error=f"{type(fault).__name__}: {fault}")
         notifier.status(f"a fault in mgpud: {type(fault).__name__}: {fault}")
         sys.exit(FAULT)
-
-
-async def _asked(config_file: Path, check: bool, cause: str | None, notifier: SystemdNotifier) -> int:
-    if cause is not None:
-        return await _plan(config_file, cause)
-    return await (_check(config_file) if check else _supervise(config_file, notifier))
-
-
-async def _plan(config_file: Path, cause: str) -> int:
-    planned = await startup.foreseen(parse.load(config_file), Gpus(), os.environ)
-    try:
-        document = plan_to_json(planned.policy, cause)
-    except ValueError as error:
-        near = get_close_matches(cause, planning.causes(), 1)
-        hint = f'; did you mean "{near[0]}"?' if near else ""
-        raise CannotStartError(WRONG_COMMAND, f"cannot plan: {error}{hint}") from None
-    if not planned.driver_told:
-        click.echo(
-            "remark: planned without the NVIDIA driver: which GPUs NVLink joins, and whether fewer GPUs hold the weights, is not "
-            "known here; on the host the plan may differ",
-            err=True,
-        )
-    _print(json.dumps(document, indent=2))
-    return 0
-
-
-async def _check(config_file: Path) -> int:
-    loaded = parse.load(config_file)
-    # The engine of a daemon that runs holds the port, as it should.
-    running = instance_lock.holder(Path(loaded.config.daemon.runtime_dir)) is not None
-    planned = await startup.checked(loaded, Gpus(), os.environ, engine_runs=running)
-    policy = planned.policy
-    rungs = [step.rung for step in planning.plans(policy)[0].rungs]
-    lines = [f"{config_file}: no problems; for a cause that nobody knows the ladder has {len(rungs)} rungs:"]
-    for rung in rungs:
-        changes = differences(policy.ladder.base, policy.launch(rung))
-        lines += [f"  {rung.name}: {'; '.join(changes) or 'as configured'}"]
-    _print("\n".join(lines))
-    if remark := state_dir.foreseen(planned.state_dir):
-        streams.tell(f"remark: {remark}", sys.stderr)
-    return 0
-
-
-def _print(text: str) -> None:
-    if why := streams.tell(text, sys.stdout):
-        raise CannotStartError(TRY_AGAIN, f"cannot write the result: {why}")
 
 
 async def _supervise(config_file: Path, notifier: SystemdNotifier) -> int:

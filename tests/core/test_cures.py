@@ -284,6 +284,17 @@ def test_a_gpu_that_a_spare_stands_in_for_does_not_come_back_and_the_base_is_no_
     assert chosen(after(bad, "gpus-1,2,3,4", ladder=one), ladder=one) == "gpus-1,2"
 
 
+def test_gpus_that_must_not_be_used_leave_the_set_whichever_way_they_failed() -> None:
+    out = replace(cause(Want.FEWER_GPUS), gpus=("1", "2"))
+    assert chosen(after(out)) == "gpus-0,3"
+    assert chosen(after(replace(out, gpus=("0", "2", "3")))) == "gpus-1"
+    earlier = [after(replace(out, gpus=("0",))), after(cause(Want.FEWER_GPUS), "gpus-1,2")]
+    assert chosen(*earlier) == "gpus-1"
+    spared = replace(LADDER, spares=("6",))
+    assert chosen(after(replace(cause(Want.OTHER_GPU), gpus=("3",)), ladder=spared), ladder=spared) == "gpus-0,1,2,6"
+    assert choose(LADDER, [after(replace(out, gpus=("0", "1", "2", "3")))]).outs[0].why == "the others have failed too"
+
+
 def test_with_a_pipeline_as_many_gpus_are_kept_as_it_needs() -> None:
     deep = replace(LADDER, base=replace(FOUR, tensor_parallel=2), pipeline_parallel=2, sizes=(), spares=("4",))
     remedy = choose(deep, [after(cause(Want.OTHER_GPU, rank=0), ladder=deep)]).remedy

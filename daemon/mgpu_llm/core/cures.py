@@ -231,10 +231,12 @@ def _fewer_gpus(case: _Case) -> Remedy | str:
     sizes = [size for size in case.ladder.sizes if size < case.launch.tensor_parallel]
     if not sizes:
         return case.ladder.no_sizes or NONE_FEWER
-    gpus = _others(case, sizes[0])
-    if case.launch.gpus is not None and gpus is None:
-        return "the others have failed too"
-    return remedies.gpus(gpus, sizes[0], case.ladder.base)
+    if case.launch.gpus is None:
+        return remedies.gpus(None, sizes[0], case.ladder.base)
+    for size in sizes:
+        if (gpus := _others(case, size)) is not None:
+            return remedies.gpus(gpus, size, case.ladder.base)
+    return "the others have failed too"
 
 
 def _other_gpu(case: _Case) -> Remedy | str:
@@ -254,7 +256,8 @@ def _others(case: _Case, size: int) -> tuple[str, ...] | None:
     bad = set(base) - set(now) if len(now) == len(base) else set[str]()
     sets, doubtful = [set(base)], set[str]()
     for failure in case.failures:
-        if Want.OTHER_GPU not in failure.found.wants:
+        bad.update(failure.found.gpus)
+        if Want.OTHER_GPU not in failure.found.wants or failure.found.gpus:
             continue
         gpus, rank = case.ladder.launch(failure.rung).gpus or (), failure.found.rank
         sets.append(set(gpus))

@@ -36,7 +36,8 @@ class Diagnosis:
     """Why an attempt ended. `outcome`: stalled, crashed, refused or died (while serving).
 
     `wants` is what may cure it, in the order in which it is worth trying. `figures` are what the engine's words measured, by the
-    name that the signature gives them, and `rank` is the tensor-parallel rank that failed, where it is known.
+    name that the signature gives them, and `rank` is the tensor-parallel rank that failed, where it is known. `gpus` are those
+    that must not be used any more, as entries of CUDA_VISIBLE_DEVICES.
     """
 
     cause: str
@@ -47,6 +48,7 @@ class Diagnosis:
     wants: tuple[Want, ...] = DEFAULT_ORDER
     figures: Mapping[str, float] = field(default_factory=dict)
     rank: int | None = None
+    gpus: tuple[str, ...] = ()
 
     @property
     def hopeless(self) -> bool:

@@ -118,6 +118,7 @@ def _failed(ended: Ended) -> dict[str, Any]:
         "cause": found.cause,
         "wants": [want.value for want in found.wants],
         "rank": found.rank,
+        "gpus": list(found.gpus),
     }
 
 
@@ -130,6 +131,7 @@ def _ended(ladder: Ladder, number: int, row: Mapping[str, Any]) -> Ended:
         advice="",
         wants=tuple(Want(want) for want in row["wants"]),
         rank=readings.count(row.get("rank")),
+        gpus=_texts(row.get("gpus", ())),
     )
     return Ended(
         number=number + 1,

@@ -1,0 +1,66 @@
+"""What mgpud answers without supervising anything: whether the config is right, and what would be tried."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Final
+
+import click
+
+from mgpu_llm import startup
+from mgpu_llm.adapters import instance_lock, state_dir, streams
+from mgpu_llm.adapters.gpus import Gpus
+from mgpu_llm.config import parse
+from mgpu_llm.core import planning
+from mgpu_llm.core.launch import differences
+from mgpu_llm.plan_json import plan_to_json
+from mgpu_llm.startup import TRY_AGAIN, CannotStartError
+
+#: The exit status of a wrong command line, as click has it.
+WRONG_COMMAND: Final = 2
+
+
+async def plan(config_file: Path, cause: str) -> int:
+    """Print as JSON what would be tried against a cause; returns the exit status. Raises CannotStartError."""
+    planned = await startup.foreseen(parse.load(config_file), Gpus(), os.environ)
+    try:
+        document = plan_to_json(planned.policy, cause)
+    except ValueError as error:
+        near = get_close_matches(cause, planning.causes(), 1)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        raise CannotStartError(WRONG_COMMAND, f"cannot plan: {error}{hint}") from None
+    if not planned.driver_told:
+        click.echo(
+            "remark: planned without the NVIDIA driver: which GPUs NVLink joins, and whether fewer GPUs hold the weights, is not "
+            "known here; on the host the plan may differ",
+            err=True,
+        )
+    _print(json.dumps(document, indent=2))
+    return 0
+
+
+async def check(config_file: Path) -> int:
+    """Print every problem of the config, or the ladder under it; returns the exit status. Raises CannotStartError."""
+    loaded = parse.load(config_file)
+    # The engine of a daemon that runs holds the port, as it should.
+    running = instance_lock.holder(Path(loaded.config.daemon.runtime_dir)) is not None
+    planned = await startup.checked(loaded, Gpus(), os.environ, engine_runs=running)
+    policy = planned.policy
+    rungs = [step.rung for step in planning.plans(policy)[0].rungs]
+    lines = [f"{config_file}: no problems; for a cause that nobody knows the ladder has {len(rungs)} rungs:"]
+    for rung in rungs:
+        changes = differences(policy.ladder.base, policy.launch(rung))
+        lines += [f"  {rung.name}: {'; '.join(changes) or 'as configured'}"]
+    _print("\n".join(lines))
+    if remark := state_dir.foreseen(planned.state_dir):
+        streams.tell(f"remark: {remark}", sys.stderr)
+    return 0
+
+
+def _print(text: str) -> None:
+    if why := streams.tell(text, sys.stdout):
+        raise CannotStartError(TRY_AGAIN, f"cannot write the result: {why}")
