@@ -43,7 +43,9 @@ class FakeGpu:
     utilisation_percent: int = 0
     power_mw: int = 75_000
     processes: tuple[tuple[int, int | None], ...] = ()
+    recovery: int | None = 0
     lost: bool = False
+    reset_required: bool = False
 
     def line(self, index: int) -> str:
         """Its line in the control file."""
@@ -51,7 +53,9 @@ class FakeGpu:
         words += [f"util {self.utilisation_percent} power {self.power_mw}"]
         words += [f"proc {pid} {'unknown' if used is None else used}" for pid, used in self.processes]
         words += [f"uuid {self.uuid}"] if self.uuid else []
+        words += [f"recovery {'unknown' if self.recovery is None else self.recovery}"] if self.recovery != 0 else []
         words += ["lost"] if self.lost else []
+        words += ["reset-required"] if self.reset_required else []
         return " ".join([*words, f"name {self.name}"])
 
 

@@ -1,6 +1,6 @@
 """A process that asks the GPU adapter what it is told to: one JSON request a line on stdin, one JSON line in answer.
 
-`{"id": 1, "ask": "inventory" | "read" | "nvlinked" | "addresses" | "ping", "deadline_s": 2, "uuids": [...]}` is answered, as
+`{"id": 1, "ask": "inventory" | "read" | "health" | "nvlinked" | "addresses" | "ping", "deadline_s": 2, "uuids": [...]}` is answered, as
 soon as it can be, by `{"id": 1, "answer": ...}` or `{"id": 1, "unobserved": reason}`. A ping is answered by the event loop
 itself; `{"id": 2, "ask": "cancel", "of": 1}` cancels the task of a request, which then gets no answer. At the end of
 stdin the process ends as a daemon does: it returns from main, whatever the driver is doing.
@@ -21,6 +21,8 @@ async def _answer(gpus: Gpus, request: dict[str, Any]) -> dict[str, Any]:
             return {"answer": [asdict(gpu) for gpu in await gpus.inventory(request["deadline_s"])]}
         case "read":
             return {"answer": [asdict(gpu) for gpu in await gpus.read(request["uuids"], request["deadline_s"])]}
+        case "health":
+            return {"answer": [asdict(gpu) for gpu in await gpus.health(request["uuids"], request["deadline_s"])]}
         case "nvlinked":
             pairs = await gpus.nvlinked(request["uuids"], request["deadline_s"])
             return {"answer": sorted(sorted(pair) for pair in pairs)}

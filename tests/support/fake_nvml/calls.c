@@ -55,7 +55,8 @@ int enter_initialised(const char *call, const world **now) {
 static int is_device(device d) { return d >= devices && d < devices + MAX_GPUS; }
 
 static int lost(const world *now, int index) {
-    if (index >= now->gpu_count || now->gpus[index].lost) gone[index] = 1;
+    if (index >= now->gpu_count) gone[index] = GPU_IS_LOST;
+    else if (now->gpus[index].lost) gone[index] = now->gpus[index].lost;
     return gone[index];
 }
 
@@ -68,5 +69,5 @@ int enter_pair(const char *call, device d, device peer, const gpu **found) {
     int index = (int)(d - devices), code = enter(call, index, &now);
     if (code) return code;
     *found = &now->gpus[index];
-    return lost(now, index) || lost(now, (int)(peer - devices)) ? GPU_IS_LOST : OK;
+    return lost(now, index) ?: lost(now, (int)(peer - devices));
 }

@@ -5,7 +5,10 @@
 #include "control.h"
 
 enum { OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
-       DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, ARGUMENT_VERSION_MISMATCH = 25 };
+       DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, RESET_REQUIRED = 16,
+       ARGUMENT_VERSION_MISMATCH = 25 };
+
+enum { FIELD_RECOVERY_ACTION = 230, VALUE_UNSIGNED = 1 };
 
 struct device { char unused; };
 typedef struct device *device; /* what NVML calls nvmlDevice_t */

@@ -40,6 +40,13 @@ static u64 number(char **rest, const char *key) {
     return parsed;
 }
 
+static int told(char **rest, const char *key) { /* a number, or "unknown" */
+    while (*rest && **rest == ' ') ++*rest;
+    if (!*rest || strncmp(*rest, "unknown", 7)) return (int)number(rest, key);
+    word(rest);
+    return NOT_TOLD;
+}
+
 void copy(char *to, size_t size, const char *from) {
     if (strlen(from) >= size) die("\"%s\" is too long", from);
     strcpy(to, from);
@@ -66,7 +73,9 @@ static void parse_gpu(world *w, char *rest) {
         else if (!strcmp(key, "util")) g->utilisation = (unsigned)number(&rest, key);
         else if (!strcmp(key, "power")) g->power_mw = (unsigned)number(&rest, key);
         else if (!strcmp(key, "temperature")) g->temperature = (unsigned)number(&rest, key);
-        else if (!strcmp(key, "lost")) g->lost = 1;
+        else if (!strcmp(key, "lost")) g->lost = 15;
+        else if (!strcmp(key, "reset-required")) g->lost = 16;
+        else if (!strcmp(key, "recovery")) g->recovery = told(&rest, key);
         else if (!strcmp(key, "name")) {
             if (!rest) die("\"name\" has no value");
             copy(g->name, sizeof g->name, rest);

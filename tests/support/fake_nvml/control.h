@@ -9,7 +9,7 @@
  *   fault nvmlDeviceGetUtilizationRates block gpu 1   (until the fault is taken out of the file)
  *
  * Keys of a gpu, each with its value: uuid pci total used reserved util power temperature, proc (pid and bytes, or pid
- * and "unknown"), lost (no value), name (the rest of the line). GPUs are numbered from 0 without a gap.
+ * and "unknown"), recovery (an nvmlDeviceGpuRecoveryAction_t, or "unknown"), lost and reset-required (no value), name (the rest of the line). GPUs are numbered from 0 without a gap.
  * A file that cannot be understood aborts the process: a test must not pass on a typing error.
  */
 #ifndef CONTROL_H
@@ -19,12 +19,13 @@
 
 enum { MAX_GPUS = 16, MAX_PROCESSES = 32, MAX_FAULTS = 32 };
 enum { P2P_CAPS_NVLINK = 2, P2P_OK = 0, P2P_NOT_SUPPORTED = 5 };
-enum { ANY_GPU = -1, NO_GPU = -2, BLOCK = -1 };
+enum { ANY_GPU = -1, NO_GPU = -2, BLOCK = -1, NOT_TOLD = -1 };
 
 typedef unsigned long long u64;
 typedef struct { unsigned pid; u64 used; unsigned gpu_instance, compute_instance; } process; /* nvmlProcessInfo_t */
 typedef struct {
-    int known, lost;
+    int known, lost; /* lost: 0, or the nvmlReturn_t of every call */
+    int recovery;    /* an nvmlDeviceGpuRecoveryAction_t, or NOT_TOLD */
     char uuid[64], name[96], pci[32];
     u64 total, used, reserved;
     unsigned utilisation, power_mw, temperature;

@@ -58,7 +58,7 @@ PUBLIC const char *nvmlErrorString(int code) {
     static const struct { int code; const char *text; } texts[] = {
         {OK, "Success"}, {UNINITIALIZED, "Uninitialized"}, {INVALID_ARGUMENT, "Invalid Argument"},
         {NOT_SUPPORTED, "Not Supported"}, {NOT_FOUND, "Not Found"}, {INSUFFICIENT_SIZE, "Insufficient Size"},
-        {DRIVER_NOT_LOADED, "Driver Not Loaded"}, {GPU_IS_LOST, "GPU is lost"},
+        {DRIVER_NOT_LOADED, "Driver Not Loaded"}, {GPU_IS_LOST, "GPU is lost"}, {RESET_REQUIRED, "GPU requires reset"},
         {ARGUMENT_VERSION_MISMATCH, "Argument version mismatch"}};
     for (size_t i = 0; i < COUNT(texts); i++)
         if (texts[i].code == code) return texts[i].text;
@@ -97,7 +97,7 @@ PUBLIC int nvmlDeviceGetCount(unsigned *count) { return nvmlDeviceGetCount_v2(co
 static int find(int code, const world *now, int index, device *found) {
     if (code) return code;
     *found = &devices[index];
-    return now->gpus[index].lost || gone[index] ? GPU_IS_LOST : OK;
+    return now->gpus[index].lost ?: gone[index];
 }
 PUBLIC int nvmlDeviceGetHandleByIndex_v2(unsigned index, device *found) {
     const world *now;
@@ -207,6 +207,24 @@ PUBLIC int nvmlDeviceGetComputeMode(device d, int *mode) {
     const gpu *g;
     *mode = 0;
     return enter_device("nvmlDeviceGetComputeMode", d, &g);
+}
+
+typedef struct { /* nvmlFieldValue_t */
+    unsigned field, scope;
+    long long at, latency;
+    int value_type, code;
+    union { unsigned number; u64 room; } value;
+} field_value;
+PUBLIC int nvmlDeviceGetFieldValues(device d, int count, field_value *values) {
+    const gpu *g;
+    int code = enter_device("nvmlDeviceGetFieldValues", d, &g);
+    if (code) return code;
+    for (field_value *v = values; v < values + count; v++) {
+        v->code = v->field == FIELD_RECOVERY_ACTION && g->recovery != NOT_TOLD ? OK : NOT_SUPPORTED;
+        v->value_type = VALUE_UNSIGNED;
+        v->value.number = v->code ? 0 : (unsigned)g->recovery;
+    }
+    return OK;
 }
 
 /* count: in, the room in found; out, how many there are. */

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from mgpu_llm.adapters.gpus.driver_thread import DriverThread
 from mgpu_llm.adapters.gpus.naming import resolve
 from mgpu_llm.adapters.gpus.nvml import Nvml
-from mgpu_llm.adapters.gpus.told import Gpu, GpuReading, GpusUnobserved
+from mgpu_llm.adapters.gpus.told import Gpu, GpuHealth, GpuReading, GpusUnobserved
 
-__all__ = ("Gpu", "GpuReading", "Gpus", "GpusUnobserved", "resolve")
+__all__ = ("Gpu", "GpuHealth", "GpuReading", "Gpus", "GpusUnobserved", "resolve")
 
 
 class Gpus:
@@ -57,6 +57,15 @@ class Gpus:
         the driver does not tell."""
         wanted = tuple(uuids)
         return await self._driver.call(lambda: self._nvml.addresses(wanted), deadline_s)
+
+    async def health(self, uuids: Sequence[str], deadline_s: float = 2) -> tuple[GpuHealth, ...]:
+        """Whether each of `uuids` (whole UUIDs) can be used at all, in their order. A lost GPU is an entry that says so; one
+        that is lost says so until NVML, started afresh for each call after an error, finds that it is back.
+
+        Raises GpusUnobserved where the driver is silent or missing.
+        """
+        wanted = tuple(uuids)
+        return await self._driver.call(lambda: self._nvml.health(wanted), deadline_s)
 
     async def versions(self, deadline_s: float = 2) -> dict[str, str]:
         """The driver's version, and the CUDA version that it supports, as far as it tells. Raises GpusUnobserved."""

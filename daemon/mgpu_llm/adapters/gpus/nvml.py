@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import Any, TypeVar
 
-from mgpu_llm.adapters.gpus.told import Gpu, GpuReading, GpusUnobserved
+from mgpu_llm.adapters.gpus import recovery
+from mgpu_llm.adapters.gpus.told import Gpu, GpuHealth, GpuReading, GpusUnobserved
 
 T = TypeVar("T")
 
@@ -25,6 +26,8 @@ class Nvml:
 
     def __init__(self) -> None:
         self._initialised = False
+        #: A GPU has failed in a call that has told the others all the same.
+        self._stale = False
         #: By UUID, for as long as NVML stays initialised: its handle and index, which it looks up among all GPUs.
         self._handles: dict[str, tuple[Any, int]] = {}
 
@@ -42,6 +45,10 @@ class Nvml:
 
     def addresses(self, uuids: Sequence[str]) -> tuple[str, ...]:
         return tuple(self._address(uuid) for uuid in uuids)
+
+    def health(self, uuids: Sequence[str]) -> tuple[GpuHealth, ...]:
+        with self._session("ask for the health of the GPUs") as nvml:
+            return tuple(self._health(nvml, uuid) for uuid in uuids)
 
     def versions(self) -> dict[str, str]:
         with self._session("ask for the driver's version") as nvml:
@@ -91,6 +98,26 @@ class Nvml:
         with self._session(f'tell the PCI address of GPU "{uuid}"') as nvml:
             return str(nvml.nvmlDeviceGetPciInfo(self._find(nvml, uuid)[0]).busId)
 
+    def _health(self, nvml: Any, uuid: str) -> GpuHealth:
+        lost: list[str] = []
+
+        def told(ask: Callable[[], T], *, searched: bool = False) -> T | None:
+            try:
+                return _if_told(nvml, ask)
+            except nvml.NVMLError as error:
+                self._stale = True
+                lost.append(recovery.lost(error, searched=searched))
+                return None
+
+        found = told(lambda: self._find(nvml, uuid), searched=True)
+        action = None
+        if found is not None:
+            # What only a GPU that works can answer; then what every driver answers that knows the question.
+            told(lambda: _memory(nvml, found[0]))
+            action = told(lambda: recovery.action(nvml, found[0]))
+        asked_for = action if action is not None and action != recovery.ACTIONS[0] else ""
+        return GpuHealth(uuid=uuid, lost=next(filter(None, lost), ""), recovery_action=asked_for)
+
     def _find(self, nvml: Any, uuid: str) -> tuple[Any, int]:
         if uuid not in self._handles:
             handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
@@ -103,6 +130,8 @@ class Nvml:
         import pynvml as nvml  # here, for its size and because it is wanted in this thread alone
 
         try:
+            if self._stale:
+                self._end(nvml)
             if not self._initialised:
                 nvml.nvmlInit()
                 self._initialised = True
@@ -110,11 +139,14 @@ class Nvml:
         except nvml.NVMLError as error:
             reason = f"cannot {doing}: {error} (NVML error {error.value}){_CURES.get(error.value, '')}"
             if self._initialised:
-                self._initialised = False
-                self._handles = {}
-                with contextlib.suppress(nvml.NVMLError):
-                    nvml.nvmlShutdown()
+                self._end(nvml)
             raise GpusUnobserved(reason) from error
+
+    def _end(self, nvml: Any) -> None:
+        self._initialised = self._stale = False
+        self._handles = {}
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
 
 
 def _memory(nvml: Any, handle: object) -> Any:

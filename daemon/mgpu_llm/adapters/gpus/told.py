@@ -30,6 +30,19 @@ class GpuReading:
     processes: tuple[tuple[int, int | None], ...] | None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuHealth:
+    """Whether one GPU can be used at all. `lost` says why it cannot ("GPU is lost (NVML error 15)"), "" is that it answers.
+
+    `recovery_action` is what the driver asks of the operator: "reset", "reboot", "drain-p2p", ... as in
+    recovery.ACTIONS; "" is nothing, or that this driver or GPU does not tell (drivers do from 570 on).
+    """
+
+    uuid: str
+    lost: str
+    recovery_action: str
+
+
 class GpusUnobserved(Exception):  # noqa: N818 - a state of knowledge, as the core's event of this name
     """Nothing is known of the GPUs at this moment, and `reason` says why. It may pass: ask again."""
 
