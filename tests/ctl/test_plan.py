@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ import pytest
 from mgpu_llm.control_api import UNKNOWN_CAUSE
 from mgpu_llm.core import planning
 from mgpu_llm.core.diagnosis import TABLE
-from mgpu_llm.ctl import main as main_module
-from mgpu_llm.ctl import plan
 from mgpu_llm.ctl.plan_page import plan_lines
 from mgpu_llm.ctl.words import Page
 from tests.ctl.daemons import (
@@ -29,6 +26,7 @@ from tests.ctl.daemons import (
     mgpuctl,
     says,
 )
+from tests.ctl.mgpuds import Mgpud
 from tests.ctl.samples import PLANS
 from tests.ctl.terminal import terminal
 
@@ -198,36 +196,9 @@ def test_an_answer_that_is_no_plan_is_nonsense(tmp_path: Path, body: bytes) -> N
     assert done.stderr.startswith("mgpuctl: what answers on")
 
 
-class Mgpud:
-    """Stands in for mgpud: keeps its arguments, prints, and exits as told. The call itself is mgpuctl's, in this process."""
-
-    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._folder = tmp_path
-        self._monkeypatch = monkeypatch
-        monkeypatch.setattr(main_module, "_drop_stdout", lambda: None)
-
-    def prints(self, text: str, *, complaint: str = "", status: int = 0, more: str = "") -> None:
-        script = self._folder / "mgpud.py"
-        script.write_text(
-            f"import json, pathlib, sys, time\n"
-            f"pathlib.Path({str(self._folder / 'asked')!r}).write_text(json.dumps(sys.argv[1:]))\n"
-            f"print({text!r})\nprint({complaint!r}, end='', file=sys.stderr)\n{more}\nsys.exit({status})\n"
-        )
-        self._monkeypatch.setattr(plan, "MGPUD", (sys.executable, str(script)))
-
-    @property
-    def asked(self) -> list[str]:
-        return [str(word) for word in json.loads((self._folder / "asked").read_text())]
-
-    def ctl(self, *words: str, socket: Path | None = None) -> int:
-        argv = ["mgpuctl", "--socket", str(socket or self._folder / "none"), "plan", *words]
-        self._monkeypatch.setattr(sys, "argv", argv)
-        return main_module.main()
-
-
 @pytest.fixture
 def mgpud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mgpud:
-    return Mgpud(tmp_path, monkeypatch)
+    return Mgpud("plan", tmp_path, monkeypatch)
 
 
 def test_without_a_daemon_mgpud_makes_it_and_that_is_said(mgpud: Mgpud, capfd: pytest.CaptureFixture[str]) -> None:
@@ -272,10 +243,8 @@ def test_what_is_no_document_is_one_line(mgpud: Mgpud, text: str, capfd: pytest.
     assert capfd.readouterr().err == "mgpuctl: cannot plan: mgpud --plan printed no JSON document\n"
 
 
-def test_a_mgpud_that_does_not_end_is_given_up(
-    mgpud: Mgpud, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(plan, "MGPUD_S", 0.5)
+def test_a_mgpud_that_does_not_end_is_given_up(mgpud: Mgpud, capfd: pytest.CaptureFixture[str]) -> None:
+    mgpud.is_given(0.5)
     mgpud.prints("", more="time.sleep(60)")
     assert mgpud.ctl("--config", "a.toml") == 5
     assert capfd.readouterr().err == "mgpuctl: cannot plan: mgpud --plan has not ended within 0.5 s\n"

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import textwrap
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from mgpu_llm.control_api import UNKNOWN_CAUSE
 from mgpu_llm.ctl import exits
 from mgpu_llm.ctl.client import Client, Failure
+from mgpu_llm.ctl.mgpud import Question
 from mgpu_llm.ctl.plan_page import plan_lines
 from mgpu_llm.ctl.words import page, plain, say
-
-#: mgpud itself, of this same installation; -P, because Python would look into the current folder first.
-MGPUD: Final = (sys.executable, "-P", "-m", "mgpu_llm")
-#: It checks the whole config, and asks the NVIDIA driver, which may take long.
-MGPUD_S: Final = 60.0
 
 
 @click.command("plan", short_help="What would be tried against a cause, and what would not.")
@@ -57,30 +51,11 @@ def _of_daemon(client: Client, cause: str) -> dict[str, Any]:
 
 
 def _of_config(cause: str, *more: str) -> dict[str, Any]:
-    try:
-        made = subprocess.run(
-            [*MGPUD, "--plan", cause, *more],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="backslashreplace",
-            timeout=MGPUD_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise Failure(f"cannot plan: mgpud --plan has not ended within {MGPUD_S:g} s", exits.NO_ANSWER) from error
-    except OSError as error:
-        raise Failure(f"cannot plan: cannot run {MGPUD[0]}: {error.strerror}", exits.REFUSED) from error
+    question = Question(words=("--plan", cause, *more), doing="plan")
+    made = question.run()
     if made.returncode == exits.WRONG_COMMAND and cause not in _causes():
         raise _unknown(cause)
-    for line in made.stderr.splitlines():
-        click.echo(plain(line), err=True)
-    if made.returncode != 0:
-        raise Failure(f"cannot plan: mgpud --plan ended with exit status {made.returncode}", exits.REFUSED)
-    try:
-        return dict(json.loads(made.stdout))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise Failure("cannot plan: mgpud --plan printed no JSON document", exits.NO_ANSWER) from error
+    return question.document(made)
 
 
 def _unknown(cause: str) -> click.BadParameter:

@@ -1,9 +1,9 @@
 """A process that asks the GPU adapter what it is told to: one JSON request a line on stdin, one JSON line in answer.
 
-`{"id": 1, "ask": "inventory" | "read" | "health" | "nvlinked" | "addresses" | "ping", "deadline_s": 2, "uuids": [...]}` is answered, as
-soon as it can be, by `{"id": 1, "answer": ...}` or `{"id": 1, "unobserved": reason}`. A ping is answered by the event loop
-itself; `{"id": 2, "ask": "cancel", "of": 1}` cancels the task of a request, which then gets no answer. At the end of
-stdin the process ends as a daemon does: it returns from main, whatever the driver is doing.
+`{"id": 1, "ask": QUESTION, "deadline_s": 2, "uuids": [...]}` is answered, as soon as it can be, by `{"id": 1, "answer": ...}`
+or `{"id": 1, "unobserved": reason}`; the questions are those of `_answer`. A ping is answered by the event loop itself;
+`{"id": 2, "ask": "cancel", "of": 1}` cancels the task of a request, which then gets no answer. At the end of stdin the
+process ends as a daemon does: it returns from main, whatever the driver is doing.
 """
 
 import asyncio
