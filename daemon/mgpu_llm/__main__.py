@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,7 @@ import click
 import structlog
 
 import mgpu_llm
-from mgpu_llm import assembly, questions, startup
+from mgpu_llm import assembly, questions, reservation, startup
 from mgpu_llm.adapters import control_socket, instance_lock, journal, state_dir, streams
 from mgpu_llm.adapters.console import Console
 from mgpu_llm.adapters.engine.aside import aside
@@ -121,8 +121,8 @@ async def _supervise(config_file: Path, notifier: SystemdNotifier) -> int:
     console = Console(sys.stderr)
     journal.configure(loaded.config.daemon.log_level, os.environ, sys.stderr, console.write)
     try:
-        with _locked(runtime_dir), state_dir.held(Path(loaded.config.daemon.state_dir)) as state:
-            ended = await _run(loaded, notifier, console, state)
+        with _locked(runtime_dir), state_dir.held(Path(loaded.config.daemon.state_dir)) as state, ExitStack() as gpus:
+            ended = await _run(loaded, notifier, console, state, lambda plan: _reserve(gpus, loaded, plan, config_file))
     finally:
         console.close()
     if ended.message:
@@ -145,7 +145,17 @@ def _locked(runtime_dir: Path) -> Iterator[None]:
         yield
 
 
-async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console, state: Path | None) -> Exit:
+def _reserve(gpus: ExitStack, loaded: Loaded, plan: assembly.Plan, config_file: Path) -> None:
+    gpus.enter_context(reservation.held(loaded, plan, config_file))
+
+
+async def _run(
+    loaded: Loaded,
+    notifier: SystemdNotifier,
+    console: Console,
+    state: Path | None,
+    reserve: Callable[[assembly.Plan], None],
+) -> Exit:
     clock, runtime_dir = time.monotonic, Path(loaded.config.daemon.runtime_dir)
     cgroup = find_delegated(os.environ)
     # Before the port is looked at: an engine of an earlier life may hold it.
@@ -153,6 +163,7 @@ async def _run(loaded: Loaded, notifier: SystemdNotifier, console: Console, stat
         log.warning("engine.orphan", what=told)
     driver = Gpus()
     plan = await startup.to_run(loaded, driver, os.environ)
+    reserve(plan)
     log.info(
         "daemon.started",
         version=mgpu_llm.__version__,

@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from mgpu_llm import startup
+from mgpu_llm import reservation, startup
 from mgpu_llm.adapters import instance_lock, state_dir, streams
 from mgpu_llm.adapters.gpus import Gpus
 from mgpu_llm.config import parse
@@ -56,6 +56,8 @@ async def check(config_file: Path) -> int:
         changes = differences(policy.ladder.base, policy.launch(rung))
         lines += [f"  {rung.name}: {'; '.join(changes) or 'as configured'}"]
     _print("\n".join(lines))
+    for remark in reservation.remarks(loaded, planned):
+        streams.tell(f"remark: {remark}", sys.stderr)
     if remark := state_dir.foreseen(planned.state_dir):
         streams.tell(f"remark: {remark}", sys.stderr)
     return 0

@@ -63,6 +63,7 @@ class FakeSetup(Trial):
             "model.path": str(self.model),
             "engine.port": self.port,
             "engine.env.FAKE_ENGINE": f"load_s=0.3; {self.scenario}",
+            "gpus.lock_dirs": [str(self.folder)],
             "daemon.runtime_dir": str(self.runtime_dir),
             "daemon.state_dir": str(self.state_dir),
         }

@@ -108,6 +108,9 @@ _AREA: Final = ", ".join(f'"{area}"' for area in Area)
 Text = Annotated[str, AfterValidator(_printable)]
 Word = Annotated[Text, AfterValidator(_not_an_option)]
 Folder = Annotated[Text, AfterValidator(_absolute), Expected("an absolute path")]
+Folders = Annotated[
+    tuple[Folder, ...], Field(min_length=1), Expected("an array of absolute paths", item="an absolute path")
+]
 SocketFolder = Annotated[Folder, AfterValidator(_room_for_socket)]
 Argument = Annotated[str, AfterValidator(_passable), AfterValidator(_one_argument)]
 Environment = Annotated[

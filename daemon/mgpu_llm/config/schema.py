@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -19,6 +19,7 @@ from mgpu_llm.config.fields import (
     Environment,
     Expected,
     Folder,
+    Folders,
     Fraction,
     Kept,
     Mebibytes,
@@ -36,6 +37,10 @@ from mgpu_llm.control_api import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
 from mgpu_llm.core import ladder
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.stall import DEFAULT_PATIENCE_S
+
+#: All instances of a host reach these, whatever their user and unit; not all of these may write in the first, and a container
+#: may have either for itself.
+DEFAULT_LOCK_DIRS: Final = ("/run/lock", "/dev/shm")  # noqa: S108 (the place itself is meant)
 
 
 class Table(BaseModel):
@@ -72,10 +77,13 @@ class EngineSettings(Table):
 
 class GpuSettings(Table):
     """The GPUs and how the model is spread over them. `tensor_parallel` "auto" is the number of GPUs in use; `spares` may stand
-    in for one of these that fails. Utilisation is lowered down to the floor and raised up to the ceiling."""
+    in for one of these that fails. Only where all say `shared` may several instances use a GPU; each holds its locks in all
+    `lock_dirs` that it can use. Utilisation is lowered down to the floor and raised up to the ceiling."""
 
     use: UsedGpus = "all"
     spares: SpareGpus = ()
+    shared: Switch = False
+    lock_dirs: Folders = DEFAULT_LOCK_DIRS
     tensor_parallel: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], Expected('"auto" or an integer from 1 to 1024')
     ] = "auto"
@@ -104,6 +112,14 @@ class GpuSettings(Table):
         if both := [str(gpu) for gpu in self.spares if gpu in self.use]:
             refuse("GPUs that are not in gpus.use", key="spares", hint=f"remove {', '.join(both)}")
         return self
+
+
+class PreflightSettings(Table):
+    """Whether the GPUs are checked for a load: before it, or beside it until it comes to them. `deadline` is for all of it."""
+
+    mode: Annotated[Literal["off", "before", "overlap"], Expected('"off", "before" or "overlap"')] = "overlap"
+    deadline: Annotated[float, Field(ge=5, le=600), Expected("seconds from 5 to 600")] = 45.0
+    remember: Switch = True
 
 
 class PatienceSettings(Table):
@@ -237,6 +253,7 @@ class Config(Table):
     model: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
     gpus: GpuSettings = GpuSettings()
+    preflight: PreflightSettings = PreflightSettings()
     patience: PatienceSettings = PatienceSettings()
     heartbeat: HeartbeatSettings = HeartbeatSettings()
     serving: ServingSettings = ServingSettings()

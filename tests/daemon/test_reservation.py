@@ -1,0 +1,120 @@
+"""GPUs that are reserved: what becomes of a second mgpud that wants them, on a simulated driver."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.daemon.conftest import Begin
+from tests.daemon.lives import LIMIT_S, remains
+from tests.support.daemons import MGPUD
+from tests.support.fake_nvml import FakeGpu, FakeNvml
+from tests.support.fake_nvml.asked import uuid
+
+
+@pytest.fixture
+def locks(tmp_path: Path) -> dict[str, object]:
+    folder = tmp_path / "locks"
+    folder.mkdir()
+    return {"gpus.lock_dirs": [str(folder)], "gpus.tensor_parallel": None}
+
+
+def test_a_second_instance_gets_no_gpu_of_the_first_not_even_a_spare_and_the_first_is_named(
+    begin: Begin, nvml: FakeNvml, locks: dict[str, object]
+) -> None:
+    nvml.set([FakeGpu()] * 4)
+    first = begin(settings={**locks, "gpus.use": [0, 1], "gpus.spares": [2]}, environ=nvml.environment())
+    first.ready()
+    beside = begin(settings={**locks, "gpus.use": [3]}, environ=nvml.environment())
+    second = begin(settings={**locks, "gpus.use": [2, 3]}, environ=nvml.environment())
+    assert second.ended() == 75
+    assert beside.ready()["rung"] == "base"
+    assert f"cannot reserve GPU 2 ({uuid(2)}): another mgpud uses it (pid {first.process.pid}, user " in second.log()
+    assert f"config '{first.setup.config_file}', runtime folder '{first.setup.runtime_dir}')" in second.log()
+    assert "name other GPUs in gpus.use or gpus.spares, or set gpus.shared = true in both configs" in second.log()
+    assert second.told("engine.starting") == []
+    for one in (first, beside):
+        assert one.stop() == 0
+        assert remains(one.setup) == []
+
+
+def test_gpus_are_shared_where_both_say_so_and_not_where_one_does(
+    begin: Begin, nvml: FakeNvml, locks: dict[str, object]
+) -> None:
+    nvml.set([FakeGpu()] * 2)
+    shared = {**locks, "gpus.use": [0], "gpus.shared": True}
+    one, other = (begin(settings=shared, environ=nvml.environment()) for _ in range(2))
+    assert (one.ready()["state"], other.ready()["state"]) == ("ready", "ready")
+    alone = begin(settings={**shared, "gpus.shared": False}, environ=nvml.environment())
+    assert alone.ended() == 75
+    assert "2 other mgpud use it: (pid " in alone.log()
+    assert "set gpus.shared = true here, as it is there" in alone.log()
+    assert one.stop() == other.stop() == 0
+
+
+def test_a_gpu_is_free_again_once_its_holder_was_killed_and_its_second_life_has_it_back(
+    begin: Begin, nvml: FakeNvml, locks: dict[str, object]
+) -> None:
+    nvml.set([FakeGpu()])
+    first = begin(settings={**locks, "gpus.use": [0]}, environ=nvml.environment())
+    first.ready()
+    first.process.send_signal(signal.SIGKILL)
+    first.process.wait()
+    again = type(first)(first.setup, first.setup.folder / "log2", nvml.environment())
+    try:
+        assert again.ready()["rung"] == "base"
+        assert again.told("engine.orphan")
+    finally:
+        assert again.stop() == 0
+    assert remains(first.setup) == []
+
+
+def test_a_check_tells_who_holds_the_gpus_and_does_not_mind_its_own_instance(
+    begin: Begin, nvml: FakeNvml, locks: dict[str, object]
+) -> None:
+    nvml.set([FakeGpu()] * 2)
+    first = begin(settings={**locks, "gpus.use": [0, 1]}, environ=nvml.environment())
+    other = begin(settings={**locks, "gpus.use": [1]}, environ=nvml.environment())
+    first.ready()
+    assert other.ended() == 75
+
+    def check(config: Path) -> tuple[int, list[str]]:
+        command = [MGPUD, "--config", config, "--check"]
+        environ = {**os.environ, **nvml.environment()}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=environ)
+        return done.returncode, done.stderr.splitlines()
+
+    pid = first.process.pid
+    own = [f"remark: GPU {number} is reserved by the mgpud of this config (pid {pid})" for number in (0, 1)]
+    assert check(first.setup.config_file) == (0, own)
+    status, said = check(other.setup.config_file)
+    assert status == 0
+    assert len(said) == 1
+    assert said[0].startswith(f"remark: GPU 1: another mgpud uses it (pid {pid}, user ")
+    assert said[0].endswith("; until that ends, mgpud ends with exit status 75")
+    assert first.stop() == 0
+
+
+def test_a_hostile_lock_file_is_named_with_what_to_do_and_a_missing_folder_only_told(
+    begin: Begin, nvml: FakeNvml, tmp_path: Path
+) -> None:
+    nvml.set([FakeGpu()] * 2)
+    folder = tmp_path / "locks"
+    folder.mkdir()
+    (folder / f"mgpu-llm-{uuid(0)}.lock").mkdir()
+    whole = {"gpus.tensor_parallel": None}
+    spoilt = begin(settings={**whole, "gpus.lock_dirs": [str(folder)], "gpus.use": [0]}, environ=nvml.environment())
+    missing = begin(
+        settings={**whole, "gpus.lock_dirs": [str(tmp_path / "no")], "gpus.use": [1]},
+        environ=nvml.environment(),
+    )
+    assert spoilt.ended() == 75
+    assert f"cannot reserve GPU 0 ({uuid(0)}): '{folder}/mgpu-llm-{uuid(0)}.lock' is no lock file" in spoilt.log()
+    assert missing.ready()["rung"] == "base"
+    (told,) = missing.told("gpus.locks-unusable")
+    assert "GPUs are not reserved: other instances may take them; set gpus.lock_dirs" in told
+    assert missing.stop() == 0
