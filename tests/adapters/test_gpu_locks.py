@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -166,18 +167,22 @@ def test_what_stands_where_the_lock_belongs_is_named_and_touched_by_nobody(tmp_p
     precious = tmp_path / "precious"
     precious.write_text("precious")
     path = path_of(tmp_path, GPU)
-    for make, why in (
+    hostile: list[tuple[Callable[[], object], str]] = [
         (path.mkdir, "is no lock file (is a directory)"),
         (lambda: path.symlink_to(precious), "is no lock file (too many levels of symbolic links)"),
         (lambda: path.symlink_to(tmp_path / "nowhere"), "is no lock file (too many levels of symbolic links)"),
         (lambda: os.mkfifo(path), "is no lock file (not a regular file)"),
-    ):
+    ]
+    for make, why in hostile:
         make()
         with pytest.raises(SpoiltError) as raised, held([tmp_path], [GPU], me()):
             raise AssertionError("held something else")
         assert raised.value.why == f"'{path}' {why}; remove it"
         assert holders([tmp_path], GPU) == ()
-        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink()
     assert precious.read_text() == "precious"
     assert not (tmp_path / "nowhere").exists()
 

@@ -83,7 +83,7 @@ def test_a_check_tells_who_holds_the_gpus_and_does_not_mind_its_own_instance(
     assert other.ended() == 75
 
     def check(config: Path) -> tuple[int, list[str]]:
-        command = [MGPUD, "--config", config, "--check"]
+        command = [str(MGPUD), "--config", str(config), "--check"]
         environ = {**os.environ, **nvml.environment()}
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=environ)
         return done.returncode, done.stderr.splitlines()
