@@ -8,7 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
-struct device devices[MAX_GPUS];
+struct device devices[MAX_GPUS * (1 + MAX_SLICES)];
 _Atomic int init_count;
 _Atomic int gone[MAX_GPUS];
 
@@ -58,6 +58,16 @@ static int lost(const world *now, int index) {
     if (index >= now->gpu_count) gone[index] = GPU_IS_LOST;
     else if (now->gpus[index].lost) gone[index] = now->gpus[index].lost;
     return gone[index];
+}
+
+int enter_slice(const char *call, device d, const gpu **found, const slice **part) {
+    long at = d - devices - MAX_GPUS;
+    *part = NULL;
+    if (at < 0 || at >= MAX_GPUS * MAX_SLICES) return enter_device(call, d, found);
+    int code = enter_device(call, &devices[at / MAX_SLICES], found);
+    if (!code && at % MAX_SLICES >= (*found)->slice_count) return NOT_FOUND;
+    if (!code) *part = &(*found)->slices[at % MAX_SLICES];
+    return code;
 }
 
 int enter_device(const char *call, device d, const gpu **found) { return enter_pair(call, d, d, found); }

@@ -4,6 +4,8 @@
 
 #include "control.h"
 
+#define PUBLIC __attribute__((visibility("default")))
+
 enum { OK = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
        DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, RESET_REQUIRED = 16,
        ARGUMENT_VERSION_MISMATCH = 25 };
@@ -13,7 +15,8 @@ enum { FIELD_RECOVERY_ACTION = 230, VALUE_UNSIGNED = 1 };
 struct device { char unused; };
 typedef struct device *device; /* what NVML calls nvmlDevice_t */
 
-extern struct device devices[MAX_GPUS];
+/* The GPUs, and then the slices of each. */
+extern struct device devices[MAX_GPUS * (1 + MAX_SLICES)];
 extern _Atomic int init_count;
 /* As with the real one, a lost GPU is lost to this process until NVML is initialised anew. */
 extern _Atomic int gone[MAX_GPUS];
@@ -22,6 +25,7 @@ extern _Atomic int gone[MAX_GPUS];
 int enter(const char *call, int index, const world **now);
 int enter_initialised(const char *call, const world **now);
 int enter_device(const char *call, device d, const gpu **found);
+int enter_slice(const char *call, device d, const gpu **found, const slice **part); /* part: NULL for a whole GPU */
 int enter_pair(const char *call, device d, device peer, const gpu **found);
 
 #endif

@@ -58,10 +58,21 @@ static unsigned gpu_number(char **rest, const char *key) {
     return (unsigned)index;
 }
 
+static void parse_process(gpu *g, char **rest, const char *key, int kind) {
+    if (g->process_count == MAX_PROCESSES) die("more than %d processes on a GPU", MAX_PROCESSES);
+    g->kinds[g->process_count] = kind;
+    process *p = &g->processes[g->process_count++];
+    *p = (process){.used = ~0ull, .gpu_instance = ~0u, .compute_instance = ~0u};
+    p->pid = (unsigned)number(rest, key);
+    if (*rest && !strncmp(*rest, "unknown", 7)) word(rest);
+    else p->used = number(rest, key);
+}
+
 static void parse_gpu(world *w, char *rest) {
     unsigned index = gpu_number(&rest, "gpu");
     gpu *g = &w->gpus[index];
-    *g = (gpu){.known = 1, .total = 150754820096, .power_mw = 75000, .temperature = 30, .name = "NVIDIA H200"};
+    *g = (gpu){.known = 1, .total = 150754820096, .power_mw = 75000, .power_limit_mw = 700000,
+               .temperature = 30, .ecc = 1, .persistence = 1, .name = "NVIDIA H200"};
     snprintf(g->uuid, sizeof g->uuid, "GPU-%08x-0000-4000-8000-%012x", 0xa0000000u + index, index);
     snprintf(g->pci, sizeof g->pci, "00000000:%02X:00.0", 0x10 + index);
     for (char *key = word(&rest); key; key = word(&rest)) {
@@ -73,6 +84,11 @@ static void parse_gpu(world *w, char *rest) {
         else if (!strcmp(key, "util")) g->utilisation = (unsigned)number(&rest, key);
         else if (!strcmp(key, "power")) g->power_mw = (unsigned)number(&rest, key);
         else if (!strcmp(key, "temperature")) g->temperature = (unsigned)number(&rest, key);
+        else if (!strcmp(key, "limit")) g->power_limit_mw = (unsigned)number(&rest, key);
+        else if (!strcmp(key, "ecc")) g->ecc = (unsigned)number(&rest, key);
+        else if (!strcmp(key, "ecc-errors")) g->ecc_errors = number(&rest, key);
+        else if (!strcmp(key, "persistence")) g->persistence = (unsigned)number(&rest, key);
+        else if (!strcmp(key, "compute-mode")) g->compute_mode = (unsigned)number(&rest, key);
         else if (!strcmp(key, "lost")) g->lost = 15;
         else if (!strcmp(key, "reset-required")) g->lost = 16;
         else if (!strcmp(key, "recovery")) g->recovery = told(&rest, key);
@@ -80,25 +96,44 @@ static void parse_gpu(world *w, char *rest) {
             if (!rest) die("\"name\" has no value");
             copy(g->name, sizeof g->name, rest);
             rest = NULL;
-        } else if (!strcmp(key, "proc")) {
-            if (g->process_count == MAX_PROCESSES) die("more than %d processes on a GPU", MAX_PROCESSES);
-            process *p = &g->processes[g->process_count++];
-            *p = (process){.used = ~0ull, .gpu_instance = ~0u, .compute_instance = ~0u};
-            p->pid = (unsigned)number(&rest, key);
-            if (rest && !strncmp(rest, "unknown", 7)) word(&rest);
-            else p->used = number(&rest, key);
+        } else if (!strcmp(key, "proc")) parse_process(g, &rest, key, COMPUTE);
+        else if (!strcmp(key, "graphics")) parse_process(g, &rest, key, GRAPHICS);
+        else if (!strcmp(key, "slice")) {
+            if (g->slice_count == MAX_SLICES) die("more than %d slices of a GPU", MAX_SLICES);
+            slice *s = &g->slices[g->slice_count++];
+            copy(s->uuid, sizeof s->uuid, value(&rest, key));
+            s->total = number(&rest, key);
         } else die("gpu: unknown key \"%s\"", key);
     }
-    for (int peer = 0; peer < MAX_GPUS; peer++) g->nvlink[peer] = P2P_NOT_SUPPORTED;
+    for (int peer = 0; peer < MAX_GPUS; peer++) {
+        g->p2p[P2P_NVLINK][peer] = P2P_NOT_SUPPORTED;
+        g->ancestor[peer] = TOPOLOGY_NODE;
+    }
 }
 
-static void parse_nvlink(world *w, char *rest) {
-    unsigned one = gpu_number(&rest, "nvlink"), other = gpu_number(&rest, "nvlink"), status = P2P_OK;
-    if (one == other || !w->gpus[one].known || !w->gpus[other].known) die("nvlink %u %u: no two GPUs above", one, other);
-    char *key = word(&rest);
-    if (key && strcmp(key, "status")) die("nvlink: unknown key \"%s\"", key);
-    if (key) status = (unsigned)number(&rest, key);
-    w->gpus[one].nvlink[other] = w->gpus[other].nvlink[one] = status;
+static void two_gpus(world *w, char **rest, const char *key, unsigned *one, unsigned *other) {
+    *one = gpu_number(rest, key), *other = gpu_number(rest, key);
+    if (*one == *other || !w->gpus[*one].known || !w->gpus[*other].known)
+        die("%s %u %u: no two GPUs above", key, *one, *other);
+}
+
+static void parse_p2p(world *w, char *rest, const char *line) { /* "nvlink" or "p2p" */
+    unsigned one, other;
+    two_gpus(w, &rest, line, &one, &other);
+    int nvlink = !strcmp(line, "nvlink");
+    if (nvlink) w->gpus[one].p2p[P2P_NVLINK][other] = w->gpus[other].p2p[P2P_NVLINK][one] = P2P_OK;
+    for (char *key = word(&rest); key; key = word(&rest)) {
+        int kind = nvlink ? (strcmp(key, "status") ? -1 : P2P_NVLINK)
+                          : (!strcmp(key, "read") ? P2P_READ : !strcmp(key, "write") ? P2P_WRITE : -1);
+        if (kind < 0) die("%s: unknown key \"%s\"", line, key);
+        w->gpus[one].p2p[kind][other] = w->gpus[other].p2p[kind][one] = (unsigned)number(&rest, key);
+    }
+}
+
+static void parse_ancestor(world *w, char *rest) {
+    unsigned one, other;
+    two_gpus(w, &rest, "ancestor", &one, &other);
+    w->gpus[one].ancestor[other] = w->gpus[other].ancestor[one] = (unsigned)number(&rest, "ancestor");
 }
 
 static void parse_fault(world *w, char *rest) {
@@ -124,7 +159,8 @@ static world parse(FILE *file) {
         char *rest = line, *key = word(&rest);
         if (!key || *key == '#') continue;
         if (!strcmp(key, "gpu")) parse_gpu(&w, rest);
-        else if (!strcmp(key, "nvlink")) parse_nvlink(&w, rest);
+        else if (!strcmp(key, "nvlink") || !strcmp(key, "p2p")) parse_p2p(&w, rest, key);
+        else if (!strcmp(key, "ancestor")) parse_ancestor(&w, rest);
         else if (!strcmp(key, "fault")) parse_fault(&w, rest);
         else if (!strcmp(key, "driver")) copy(w.driver, sizeof w.driver, value(&rest, key));
         else if (!strcmp(key, "cuda")) w.cuda = (int)number(&rest, key);

@@ -12,7 +12,6 @@
 #include <string.h>
 #include <strings.h>
 
-#define PUBLIC __attribute__((visibility("default")))
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
 typedef struct { u64 total, free, used; } memory_v1;
@@ -136,7 +135,8 @@ PUBLIC int nvmlDeviceGetMinorNumber(device d, unsigned *minor) {
 }
 PUBLIC int nvmlDeviceGetUUID(device d, char *text, unsigned size) {
     const gpu *g;
-    return enter_device("nvmlDeviceGetUUID", d, &g) ?: put(text, size, g->uuid);
+    const slice *s;
+    return enter_slice("nvmlDeviceGetUUID", d, &g, &s) ?: put(text, size, s ? s->uuid : g->uuid);
 }
 PUBLIC int nvmlDeviceGetName(device d, char *text, unsigned size) {
     const gpu *g;
@@ -156,22 +156,24 @@ PUBLIC int nvmlDeviceGetPciInfo_v3(device d, pci_info *info) {
 }
 PUBLIC int nvmlDeviceGetMemoryInfo(device d, memory_v1 *m) { /* counts the driver's reserve as used */
     const gpu *g;
-    int code = enter_device("nvmlDeviceGetMemoryInfo", d, &g);
+    const slice *s;
+    int code = enter_slice("nvmlDeviceGetMemoryInfo", d, &g, &s);
     if (code) return code;
-    m->total = g->total;
-    m->used = g->used + g->reserved;
-    m->free = g->total - m->used;
+    m->total = s ? s->total : g->total;
+    m->used = s ? 0 : g->used + g->reserved;
+    m->free = m->total - m->used;
     return OK;
 }
 PUBLIC int nvmlDeviceGetMemoryInfo_v2(device d, memory_v2 *m) {
     const gpu *g;
-    int code = enter_device("nvmlDeviceGetMemoryInfo_v2", d, &g);
+    const slice *s;
+    int code = enter_slice("nvmlDeviceGetMemoryInfo_v2", d, &g, &s);
     if (code) return code;
     if (m->version != (sizeof *m | 2u << 24)) return ARGUMENT_VERSION_MISMATCH;
-    m->total = g->total;
-    m->reserved = g->reserved;
-    m->used = g->used;
-    m->free = g->total - g->used - g->reserved;
+    m->total = s ? s->total : g->total;
+    m->reserved = s ? 0 : g->reserved;
+    m->used = s ? 0 : g->used;
+    m->free = m->total - m->used - m->reserved;
     return OK;
 }
 PUBLIC int nvmlDeviceGetUtilizationRates(device d, utilisation *u) {
@@ -191,59 +193,4 @@ PUBLIC int nvmlDeviceGetTemperature(device d, int sensor, unsigned *celsius) {
     int code = enter_device("nvmlDeviceGetTemperature", d, &g);
     if (!code) *celsius = g->temperature;
     return code ?: (sensor ? INVALID_ARGUMENT : OK);
-}
-PUBLIC int nvmlDeviceGetMigMode(device d, unsigned *current, unsigned *pending) {
-    const gpu *g;
-    *current = *pending = 0;
-    return enter_device("nvmlDeviceGetMigMode", d, &g);
-}
-PUBLIC int nvmlDeviceGetP2PStatus(device d, device peer, unsigned capability, unsigned *status) { /* of NVLink alone */
-    const gpu *g;
-    int code = enter_pair("nvmlDeviceGetP2PStatus", d, peer, &g);
-    if (!code) *status = g->nvlink[peer - devices];
-    return code ?: (capability == P2P_CAPS_NVLINK ? OK : INVALID_ARGUMENT);
-}
-PUBLIC int nvmlDeviceGetComputeMode(device d, int *mode) {
-    const gpu *g;
-    *mode = 0;
-    return enter_device("nvmlDeviceGetComputeMode", d, &g);
-}
-
-typedef struct { /* nvmlFieldValue_t */
-    unsigned field, scope;
-    long long at, latency;
-    int value_type, code;
-    union { unsigned number; u64 room; } value;
-} field_value;
-PUBLIC int nvmlDeviceGetFieldValues(device d, int count, field_value *values) {
-    const gpu *g;
-    int code = enter_device("nvmlDeviceGetFieldValues", d, &g);
-    if (code) return code;
-    for (field_value *v = values; v < values + count; v++) {
-        v->code = v->field == FIELD_RECOVERY_ACTION && g->recovery != NOT_TOLD ? OK : NOT_SUPPORTED;
-        v->value_type = VALUE_UNSIGNED;
-        v->value.number = v->code ? 0 : (unsigned)g->recovery;
-    }
-    return OK;
-}
-
-/* count: in, the room in found; out, how many there are. */
-static int processes(const char *call, device d, unsigned *count, process *found, int compute) {
-    const gpu *g;
-    int code = enter_device(call, d, &g);
-    if (code) return code;
-    unsigned room = *count;
-    *count = compute ? g->process_count : 0;
-    if (*count > room) return INSUFFICIENT_SIZE;
-    if (*count) memcpy(found, g->processes, *count * sizeof *found);
-    return OK;
-}
-PUBLIC int nvmlDeviceGetComputeRunningProcesses_v2(device d, unsigned *count, process *found) {
-    return processes("nvmlDeviceGetComputeRunningProcesses_v2", d, count, found, 1);
-}
-PUBLIC int nvmlDeviceGetComputeRunningProcesses_v3(device d, unsigned *count, process *found) {
-    return processes("nvmlDeviceGetComputeRunningProcesses_v3", d, count, found, 1);
-}
-PUBLIC int nvmlDeviceGetGraphicsRunningProcesses_v3(device d, unsigned *count, process *found) {
-    return processes("nvmlDeviceGetGraphicsRunningProcesses_v3", d, count, found, 0);
 }
