@@ -88,11 +88,12 @@ def shared_files() -> frozenset[File]:
 
 def everyone_is_visible() -> bool:
     """Whether /proc shows everybody who may use our /dev/shm: not so in a container that shares only the IPC namespace."""
-    namespaces = PROC / "self" / "ns"
-    return (
-        str((namespaces / "pid").readlink()) == FIRST_PID_NAMESPACE
-        or str((namespaces / "ipc").readlink()) != FIRST_IPC_NAMESPACE
-    )
+    return all_pids_are_visible() or str((PROC / "self/ns/ipc").readlink()) != FIRST_IPC_NAMESPACE
+
+
+def all_pids_are_visible() -> bool:
+    """Whether we are in the first pid namespace, and every process of the host has a pid that we know."""
+    return str((PROC / "self/ns/pid").readlink()) == FIRST_PID_NAMESPACE
 
 
 def held(files: Iterable[File], pids: Iterable[int]) -> frozenset[File]:

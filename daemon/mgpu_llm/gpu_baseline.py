@@ -1,0 +1,167 @@
+"""What the GPUs held before an attempt, who holds more after it, and which of them must not be used any more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+import structlog
+
+from mgpu_llm.adapters.engine import holders, leftovers
+from mgpu_llm.adapters.engine.aside import aside
+from mgpu_llm.adapters.gpus import GpuReading, Gpus
+from mgpu_llm.adapters.gpus import GpusUnobserved as DriverSilent
+from mgpu_llm.core.events import EngineEvent, EngineGone, EngineStuck
+
+#: A GPU counts as free again once it is within this of what it held before the attempt: contexts of others come and go.
+FREE_WITHIN_BYTES: Final = 256 << 20
+FREE_POLL_S: Final = 0.1
+#: What others hold before an attempt is told from this on: less is a desktop, or a context that does nothing.
+TAKEN_BYTES: Final = 1 << 30
+#: Nothing runs on a GPU that is free; NVML's figure is of the last second at most (nvml.h, nvmlUtilization_t).
+BUSY_PERCENT: Final = 95
+#: /proc answers within milliseconds, unless a process is stuck.
+LOOK_S: Final = 2.0
+
+log = structlog.get_logger()
+
+
+class Baseline:
+    """`uuids` maps the entries of CUDA_VISIBLE_DEVICES to NVML's UUIDs; `clock` gives monotonic seconds; `emit` takes what the
+    engine's process tells, with the GPUs that are out added to it."""
+
+    def __init__(
+        self, gpus: Gpus, uuids: Mapping[str, str], clock: Callable[[], float], emit: Callable[[EngineEvent], None]
+    ) -> None:
+        self._gpus = gpus
+        self._uuids = uuids
+        self._clock = clock
+        self._emit = emit
+        self._visible: dict[str, str] = {}
+        self._before: dict[str, GpuReading] = {}
+        self._out: dict[str, str] = {}
+        self._told: tuple[str, ...] = ()
+        self._asking: asyncio.Task[None] | None = None
+
+    async def remember(self, visible: Sequence[str]) -> None:
+        """Note what the GPUs hold before the engine touches them, and say who holds much of it."""
+        self._visible = {self._uuids[entry]: entry for entry in visible}
+        self._before, self._out = {}, {}
+        try:
+            readings = await self._gpus.read(tuple(self._visible))
+        except DriverSilent:
+            return
+        self._before = {reading.uuid: reading for reading in readings}
+        taken = [reading for reading in readings if reading.memory_used_bytes >= TAKEN_BYTES]
+        told = tuple([f"{_holds(one, one.memory_used_bytes)}: {await _whose(one)}" for one in taken])
+        for what in told if told != self._told else ():
+            log.warning("gpus.taken", what=what, consequence="the engine may find too little memory there")
+        self._told = told
+
+    async def wait_until_free(self, deadline_s: float) -> tuple[str, ...]:
+        """Wait until the GPUs hold no more than when they were remembered, and nothing runs on those that nobody uses. Returns
+        what living processes, or those of other containers, still hold after the deadline. A GPU that is not free although no
+        process is left is told with the engine's end, as one that is out."""
+        if not self._before:
+            return ()
+        give_up_at = self._clock() + deadline_s
+        try:
+            while held := await self._held(self._before):
+                if self._clock() >= give_up_at:
+                    return await self._judged(held)
+                await asyncio.sleep(FREE_POLL_S)
+        except DriverSilent as silence:
+            return (f"cannot see whether the GPUs are free again: {silence.reason}",)
+        return ()
+
+    def tell(self, event: EngineEvent) -> None:
+        """Hand on what the engine's process tells."""
+        match event:
+            case EngineGone() if self._out:
+                self._emit(replace(event, dirty=tuple(self._out.items())))
+            case EngineStuck() if self._visible:
+                self._asking = asyncio.get_running_loop().create_task(self._tell_stuck(event))
+            case _:
+                self._emit(event)
+
+    async def _tell_stuck(self, event: EngineStuck) -> None:
+        """With the GPUs that the stuck processes keep: all of the launch's where nobody can tell."""
+        who = ", ".join(event.holders)
+        try:
+            held = await self._held(self._before)
+            kept = {reading.uuid for reading in held} if self._before else set(self._visible)
+        except DriverSilent:
+            kept = set(self._visible)
+        why = f"{who} cannot be ended: the kernel does not let it go"
+        dirty = tuple((entry, why) for uuid, entry in self._visible.items() if uuid in kept)
+        self._emit(replace(event, dirty=dirty))
+
+    async def _held(self, before: Mapping[str, GpuReading]) -> tuple[GpuReading, ...]:
+        """Those that are not as they were. Raises DriverSilent."""
+        readings = await self._gpus.read(tuple(before), processes=False)
+        changed = tuple(reading for reading in readings if _excess(reading, before) or _runs(reading, before))
+        if not changed or any(_excess(reading, before) for reading in changed):
+            return changed
+        # What runs on them may be another's, who shares them.
+        readings = await self._gpus.read(tuple(reading.uuid for reading in changed))
+        return tuple([reading for reading in readings if _runs(reading, before) and not await _used(reading)])
+
+    async def _judged(self, held: Sequence[GpuReading]) -> tuple[str, ...]:
+        """What is still held: remarks on what living processes do; the rest is out. Raises DriverSilent."""
+        remarks = list[str]()
+        for reading in await self._gpus.read(tuple(reading.uuid for reading in held)):
+            excess = _excess(reading, self._before)
+            what = (
+                f"GPU {reading.index} still holds {excess / 1e9:.2f} GB more than before the attempt"
+                if excess
+                else f"GPU {reading.index} is still at {reading.utilisation_percent} %"
+            )
+            if await _used(reading):
+                remarks.append(f"{what}: {await _whose(reading)}")
+            else:
+                self._out[self._visible[reading.uuid]] = f"{what} although no process is left that uses it"
+        return tuple(remarks)
+
+
+def _excess(reading: GpuReading, before: Mapping[str, GpuReading]) -> int:
+    """Bytes more than before, 0 where it is about as much."""
+    excess = reading.memory_used_bytes - before[reading.uuid].memory_used_bytes
+    return excess if excess > FREE_WITHIN_BYTES else 0
+
+
+def _runs(reading: GpuReading, before: Mapping[str, GpuReading]) -> bool:
+    busy = (reading.utilisation_percent or 0) >= BUSY_PERCENT
+    return busy and (before[reading.uuid].utilisation_percent or 0) < BUSY_PERCENT
+
+
+async def _used(reading: GpuReading) -> bool:
+    """Whether a living process uses the GPU, or may: in a container the driver shows no others, or as pids that mean nothing."""
+    if reading.processes is None or not leftovers.all_pids_are_visible():
+        return True
+    return bool(await _living(reading))
+
+
+async def _whose(reading: GpuReading) -> str:
+    """Who holds a GPU, in words: each process that lives, with its bytes."""
+    living = await _living(reading)
+    told = [
+        words if (held := dict(reading.processes or ()).get(pid)) is None else f"{words} holds {held / 1e9:.2f} GB"
+        for pid, words in living.items()
+    ]
+    if told:
+        return ", ".join(told)
+    return "the driver names no process that can be seen here; it may be of a container"
+
+
+async def _living(reading: GpuReading) -> dict[int, str]:
+    pids = [pid for pid, _ in reading.processes or ()]
+    found = await aside(partial(holders.living, pids), LOOK_S)
+    # Who cannot be looked at is there.
+    return {pid: f"pid {pid}" for pid in pids} if found is None else found
+
+
+def _holds(reading: GpuReading, held: int) -> str:
+    return f"GPU {reading.index} holds {held / 1e9:.2f} GB before the attempt"
