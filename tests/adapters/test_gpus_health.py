@@ -90,13 +90,14 @@ def test_a_lost_gpu_is_one_of_the_entries_until_it_is_back(
     assert initialised(nvml) == 3
 
 
-@pytest.mark.parametrize("code", [6, 28, 999])
+@pytest.mark.parametrize("code", [2, 6, 28, 999])
 def test_a_gpu_that_the_driver_does_not_find_any_more_is_lost(nvml: FakeNvml, asked: Asked, code: int) -> None:
     nvml.set([FakeGpu(), FakeGpu()])
     assert health(asked, 2) == [("", ""), ("", "")]
     # What has its handle already is asked by it, and says only that something is wrong; the next search says what.
     nvml.set(
-        [FakeGpu(), FakeGpu()], ["nvmlDeviceGetMemoryInfo error 999 gpu 1", f"nvmlDeviceGetIndex error {code} gpu 1"]
+        [FakeGpu(), FakeGpu()],
+        ["nvmlDeviceGetMemoryInfo error 999 gpu 1", f"nvmlDeviceGetHandleByUUID error {code} gpu 1"],
     )
     assert health(asked, 2) == [("", ""), ("", "")]
     ((_, healthy), (lost, _)) = health(asked, 2)

@@ -104,6 +104,7 @@ class FakeNvml:
 
     def __init__(self, home: Path, library: Path) -> None:
         self._library = library
+        self.home = home
         self._control = home / "nvml-control"
         self._calls = home / "nvml-calls"
         self._gpus: list[FakeGpu] = []

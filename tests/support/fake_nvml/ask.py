@@ -8,8 +8,10 @@ process ends as a daemon does: it returns from main, whatever the driver is doin
 
 import asyncio
 import json
+import os
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from mgpu_llm.adapters.gpus import Gpus, GpusUnobserved
@@ -23,6 +25,8 @@ async def _answer(gpus: Gpus, request: dict[str, Any]) -> dict[str, Any]:
             return {"answer": [asdict(gpu) for gpu in await gpus.read(request["uuids"], request["deadline_s"])]}
         case "health":
             return {"answer": [asdict(gpu) for gpu in await gpus.health(request["uuids"], request["deadline_s"])]}
+        case "details":
+            return {"answer": asdict(await gpus.details(request["deadline_s"]))}
         case "nvlinked":
             pairs = await gpus.nvlinked(request["uuids"], request["deadline_s"])
             return {"answer": sorted(sorted(pair) for pair in pairs)}
@@ -45,7 +49,7 @@ async def _serve_one(gpus: Gpus, request: dict[str, Any]) -> None:
 async def _main() -> None:
     requests = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(requests), sys.stdin)
-    gpus = Gpus()
+    gpus = Gpus(Path(os.environ["FAKE_DEVICES"])) if "FAKE_DEVICES" in os.environ else Gpus()
     serving: dict[int, asyncio.Task[None]] = {}
     async for line in requests:
         request = json.loads(line)

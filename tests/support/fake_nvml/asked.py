@@ -56,6 +56,9 @@ class Asked:
     def health(self, *uuids: str) -> dict[str, Any]:
         return self.receive(self.send("health", uuids=uuids, deadline_s=FOREVER_S))
 
+    def details(self, deadline_s: float = FOREVER_S) -> dict[str, Any]:
+        return self.receive(self.send("details", deadline_s=deadline_s))
+
     def nvlinked(self, *uuids: str) -> dict[str, Any]:
         """Pairs as lists, in order of their UUIDs."""
         return self.receive(self.send("nvlinked", uuids=uuids, deadline_s=FOREVER_S))

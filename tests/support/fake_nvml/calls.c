@@ -45,8 +45,10 @@ int enter(const char *call, int index, const world **now) {
     }
 }
 
-int enter_initialised(const char *call, const world **now) {
-    int code = enter(call, NO_GPU, now);
+int enter_initialised(const char *call, const world **now) { return enter_search(call, NO_GPU, now); }
+
+int enter_search(const char *call, int index, const world **now) {
+    int code = enter(call, index, now);
     if (code) return code;
     if (!init_count) return UNINITIALIZED;
     return (*now)->present ? OK : DRIVER_NOT_LOADED;

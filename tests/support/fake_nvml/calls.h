@@ -24,6 +24,7 @@ extern _Atomic int gone[MAX_GPUS];
 /* Each returns the call's nvmlReturn_t so far, and the GPUs as they are now. */
 int enter(const char *call, int index, const world **now);
 int enter_initialised(const char *call, const world **now);
+int enter_search(const char *call, int index, const world **now); /* for GPU `index`, or NO_GPU */
 int enter_device(const char *call, device d, const gpu **found);
 int enter_slice(const char *call, device d, const gpu **found, const slice **part); /* part: NULL for a whole GPU */
 int enter_pair(const char *call, device d, device peer, const gpu **found);

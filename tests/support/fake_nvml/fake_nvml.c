@@ -100,7 +100,7 @@ static int find(int code, const world *now, int index, device *found) {
 }
 PUBLIC int nvmlDeviceGetHandleByIndex_v2(unsigned index, device *found) {
     const world *now;
-    int code = enter_initialised("nvmlDeviceGetHandleByIndex_v2", &now);
+    int code = enter_search("nvmlDeviceGetHandleByIndex_v2", (int)index, &now);
     if (!code && index >= (unsigned)now->gpu_count) code = INVALID_ARGUMENT;
     return find(code, now, (int)index, found);
 }
@@ -110,8 +110,9 @@ PUBLIC int nvmlDeviceGetHandleByIndex(unsigned index, device *found) {
 
 PUBLIC int nvmlDeviceGetHandleByUUID(const char *uuid, device *found) {
     const world *now;
-    int code = enter_initialised("nvmlDeviceGetHandleByUUID", &now), index = 0;
-    while (index < now->gpu_count && strcmp(now->gpus[index].uuid, uuid)) index++;
+    int index = 0;
+    for (now = look(); index < now->gpu_count && strcmp(now->gpus[index].uuid, uuid); index++) {}
+    int code = enter_search("nvmlDeviceGetHandleByUUID", index, &now);
     return find(code ?: (index < now->gpu_count ? OK : NOT_FOUND), now, index, found);
 }
 PUBLIC int nvmlDeviceGetHandleByPciBusId_v2(const char *pci, device *found) {

@@ -4,14 +4,46 @@ A driver call may never return: NVML then sits in the kernel and nothing can tak
 daemon thread; a caller waits for it up to a deadline and then goes on. Nothing is queued behind a call that is overdue.
 """
 
+import asyncio
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final
 
+from mgpu_llm.adapters.gpus import bus
+from mgpu_llm.adapters.gpus.details import Details
 from mgpu_llm.adapters.gpus.driver_thread import DriverThread
 from mgpu_llm.adapters.gpus.naming import resolve
 from mgpu_llm.adapters.gpus.nvml import Nvml
-from mgpu_llm.adapters.gpus.told import Gpu, GpuHealth, GpuReading, GpusUnobserved
+from mgpu_llm.adapters.gpus.session import Session
+from mgpu_llm.adapters.gpus.told import (
+    Gpu,
+    GpuDetails,
+    GpuHealth,
+    GpuPair,
+    GpuProcess,
+    GpuReading,
+    GpusUnobserved,
+    HostGpus,
+    MigSlice,
+)
 
-__all__ = ("Gpu", "GpuHealth", "GpuReading", "Gpus", "GpusUnobserved", "resolve")
+__all__ = (
+    "Gpu",
+    "GpuDetails",
+    "GpuHealth",
+    "GpuPair",
+    "GpuProcess",
+    "GpuReading",
+    "Gpus",
+    "GpusUnobserved",
+    "HostGpus",
+    "MigSlice",
+    "resolve",
+)
+
+#: Of many questions in a row the last gets at least this long, however late it is.
+LEAST_S: Final = 0.5
 
 
 class Gpus:
@@ -20,9 +52,12 @@ class Gpus:
     The driver, or its library, may come up after us, go, and come back: every failed call starts afresh at the next.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, devices: Path = bus.DEVICES) -> None:
+        """`devices` is where the kernel lists the GPUs that the driver holds."""
         self._driver = DriverThread()
-        self._nvml = Nvml()
+        session = Session()
+        self._nvml = Nvml(session)
+        self._details = Details(session, devices)
 
     async def inventory(self, deadline_s: float = 10) -> tuple[Gpu, ...]:
         """All GPUs by index, from 0 without a gap. The first call wakes the GPUs, which can take seconds.
@@ -70,3 +105,25 @@ class Gpus:
     async def versions(self, deadline_s: float = 2) -> dict[str, str]:
         """The driver's version, and the CUDA version that it supports, as far as it tells. Raises GpusUnobserved."""
         return await self._driver.call(self._nvml.versions, deadline_s)
+
+    async def details(self, deadline_s: float = 4) -> HostGpus:
+        """All that there is to tell: some dozen questions for each GPU, and four for each two that can be asked. A lost GPU
+        is an entry that says so, and what a GPU does not tell is None. Each GPU is a call of its own, so that `read` need
+        not wait for all of them.
+
+        Raises GpusUnobserved where the driver is silent or missing.
+        """
+        clock = asyncio.get_running_loop().time
+        ends_at = clock() + deadline_s
+        count, versions = await self._driver.call(self._details.versions, deadline_s)
+        gpus, pairs = list[GpuDetails](), list[GpuPair]()
+        for index in range(count):
+            if clock() > ends_at:
+                raise GpusUnobserved(f"the NVIDIA driver has told of {index} of {count} GPUs in {deadline_s:g} s")
+            gpu = partial(self._details.gpu, index, count)
+            gpus.append(await self._driver.call(gpu, max(ends_at - clock(), LEAST_S)))
+        there = [gpu.index for gpu in gpus if not gpu.lost and not gpu.untold]
+        for at, index in enumerate(there):
+            joined = partial(self._details.pairs, index, there[at + 1 :])
+            pairs += await self._driver.call(joined, max(ends_at - clock(), LEAST_S))
+        return HostGpus(**versions, gpus=tuple(gpus), pairs=tuple(pairs))

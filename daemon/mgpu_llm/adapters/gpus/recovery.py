@@ -18,9 +18,9 @@ ACTIONS: Final = {
 _FIELD: Final = 230
 #: nvml.h, nvmlReturn_t: GPU is lost (fallen off the bus, or otherwise inaccessible), and reset required.
 _LOST: Final = frozenset({15, 16})
-#: With these the search for a GPU that was there ends when it is there no more: not found, GPU not found, unknown error (which
-#: nvidia-smi words as "Unable to determine the device handle for GPU ...: Unknown Error").
-_NOT_FOUND: Final = frozenset({6, 28, 999})
+#: With these the search for a GPU that was there ends when it is there no more: invalid argument, not found, GPU not found,
+#: unknown error (which nvidia-smi words as "Unable to determine the device handle for GPU ...: Unknown Error").
+_NOT_FOUND: Final = frozenset({2, 6, 28, 999})
 #: With these it is the driver that is missing, and not a GPU: uninitialised, not loaded, library and driver differ.
 _NO_DRIVER: Final = frozenset({1, 9, 18})
 

@@ -43,6 +43,83 @@ class GpuHealth:
     recovery_action: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuProcess:
+    """A process that uses a GPU; `kind` is "compute", "graphics" or "compute+graphics"."""
+
+    pid: int
+    used_bytes: int | None
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MigSlice:
+    """A part of a GPU that is a GPU of its own to programs."""
+
+    uuid: str | None
+    memory_total_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuDetails:
+    """All that one GPU tells; None is "not told", never zero. `lost` says why the GPU tells no more, "" is that it does;
+    `untold` why it cannot be asked, though it may be well.
+
+    `memory_used_bytes` leaves out the driver's reserve; where `memory_reserved_bytes` is None the driver cannot tell the
+    two apart, and its figure holds both. `ecc_uncorrected` are the errors since the driver was loaded. `recovery_action`
+    is one of recovery.ACTIONS, "none" among them. `mig_slices` is () without MIG. `compute_mode` is "default",
+    "exclusive-process" or "prohibited".
+    """
+
+    index: int
+    uuid: str | None
+    name: str | None
+    pci: str | None
+    lost: str
+    untold: str = ""
+    memory_total_bytes: int | None = None
+    memory_used_bytes: int | None = None
+    memory_free_bytes: int | None = None
+    memory_reserved_bytes: int | None = None
+    utilisation_percent: int | None = None
+    power_mw: int | None = None
+    power_limit_mw: int | None = None
+    temperature_c: int | None = None
+    ecc: bool | None = None
+    ecc_uncorrected: int | None = None
+    recovery_action: str | None = None
+    mig: bool | None = None
+    mig_slices: tuple[MigSlice, ...] | None = None
+    compute_mode: str | None = None
+    persistence: bool | None = None
+    processes: tuple[GpuProcess, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuPair:
+    """What joins two GPUs, by their indices; None is "not told". `path` is the way over PCIe: "internal", "single" (one
+    switch), "multiple" (switches), "hostbridge", "node" (bridges of one NUMA node) or "system". `p2p_read` and
+    `p2p_write` are "ok", or why they cannot reach each other's memory, as over NVLink so over PCIe."""
+
+    one: int
+    other: int
+    path: str | None = None
+    nvlink: bool | None = None
+    p2p_read: str | None = None
+    p2p_write: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HostGpus:
+    """All GPUs of the host by index, each two of them, and the versions of driver, CUDA and NVML; None is "not told"."""
+
+    driver: str | None
+    cuda: str | None
+    nvml: str | None
+    gpus: tuple[GpuDetails, ...]
+    pairs: tuple[GpuPair, ...]
+
+
 class GpusUnobserved(Exception):  # noqa: N818 - a state of knowledge, as the core's event of this name
     """Nothing is known of the GPUs at this moment, and `reason` says why. It may pass: ask again."""
 

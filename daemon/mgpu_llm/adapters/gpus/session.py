@@ -1,0 +1,102 @@
+"""One session with NVML. Only the driver's thread may touch it: any line here can block, also the text of an error."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from mgpu_llm.adapters.gpus import recovery
+from mgpu_llm.adapters.gpus.told import GpusUnobserved
+
+T = TypeVar("T")
+
+# NVML's return codes (nvml.h, nvmlReturn_t). With these a call says that this driver or GPU does not tell: not
+# supported, no permission, function not found, no data, argument version mismatch.
+_NOT_TOLD = frozenset({3, 4, 13, 21, 25})
+_CURES = {
+    4: "; give this user access to /dev/nvidia*",
+    9: '; load the driver ("modprobe nvidia")',
+    12: "; install the NVIDIA driver (libnvidia-ml.so.1)",
+    18: "; the driver was replaced while in use: reboot, or reload its modules and restart this service",
+}
+
+
+class Session:
+    """NVML, initialised when it is first wanted, and again after any error: a lost GPU stays lost to the session that lost
+    it."""
+
+    def __init__(self) -> None:
+        self._initialised = False
+        self._stale = False
+        #: By UUID, for as long as NVML stays initialised: its handle and index, which it looks up among all GPUs.
+        self._handles: dict[str, tuple[Any, int]] = {}
+
+    @contextlib.contextmanager
+    def open(self, doing: str) -> Iterator[Any]:
+        """The module pynvml, initialised. An NVMLError inside becomes GpusUnobserved, and the next one starts afresh."""
+        import pynvml as nvml  # here, for its size and because it is wanted in this thread alone
+
+        try:
+            if self._stale:
+                self._end(nvml)
+            if not self._initialised:
+                nvml.nvmlInit()
+                self._initialised = True
+            yield nvml
+        except nvml.NVMLError as error:
+            reason = f"cannot {doing}: {error} (NVML error {error.value}){_CURES.get(error.value, '')}"
+            if self._initialised:
+                self._end(nvml)
+            raise GpusUnobserved(reason) from error
+
+    def find(self, nvml: Any, uuid: str) -> tuple[Any, int]:
+        """Its handle and index."""
+        if uuid not in self._handles:
+            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            self._handles[uuid] = (handle, nvml.nvmlDeviceGetIndex(handle))
+        return self._handles[uuid]
+
+    def spoil(self) -> None:
+        """A GPU has failed in a call that tells of the others all the same: the next one starts afresh."""
+        self._stale = True
+
+    def _end(self, nvml: Any) -> None:
+        self._initialised = self._stale = False
+        self._handles = {}
+        with contextlib.suppress(nvml.NVMLError):
+            nvml.nvmlShutdown()
+
+
+class Questions:
+    """Questions to one GPU, each of which it may leave open. Once it is `lost`, which says why, it is asked no more."""
+
+    def __init__(self, nvml: Any, session: Session) -> None:
+        self._nvml = nvml
+        self._session = session
+        self.lost = ""
+
+    def told(self, ask: Callable[[], T], *, searched: bool = False) -> T | None:
+        """What it tells, or None; `searched` if the question is where it is. Raises NVMLError where there is no driver."""
+        if self.lost:
+            return None
+        try:
+            return if_told(self._nvml, ask)
+        except self._nvml.NVMLError as error:
+            self._session.spoil()
+            self.lost = recovery.lost(error, searched=searched)
+            return None
+
+
+def memory(nvml: Any, handle: object) -> Any:
+    """Memory with the driver's reserve apart from what is used, or both in one where the driver knows only that."""
+    apart = if_told(nvml, lambda: nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2))
+    return nvml.nvmlDeviceGetMemoryInfo(handle) if apart is None else apart
+
+
+def if_told(nvml: Any, ask: Callable[[], T]) -> T | None:
+    """What the driver or the GPU answers, or None where it says that it does not tell. Raises NVMLError."""
+    try:
+        return ask()
+    except nvml.NVMLError as error:
+        if error.value not in _NOT_TOLD:
+            raise
+        return None
