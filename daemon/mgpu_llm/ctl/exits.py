@@ -11,6 +11,9 @@ NO_RECORDING: Final = 2
 NO_DAEMON: Final = 3
 NOT_ALLOWED: Final = 4
 NO_ANSWER: Final = 5
+#: Of doctor.
+WARNINGS: Final = 1
+PROBLEMS: Final = 2
 STOPPED: Final = 6
 FAILED: Final = 7
 REFUSED: Final = 8

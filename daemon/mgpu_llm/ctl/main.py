@@ -21,6 +21,7 @@ VERBS = (
     "attempts",
     "ladder",
     "plan",
+    "doctor",
     "logs",
     "start",
     "stop",
@@ -35,8 +36,8 @@ VERBS = (
 EXIT_CODES = """\b
 Exit codes:
   0  done; status: the model is served
-  1  status: not served yet, but the daemon works on it
-  2  the command line is wrong; replay: the file is no recording; plan: there is no such cause
+  1  status: not served yet, but the daemon works on it; doctor: warnings
+  2  the command line is wrong; replay: the file is no recording; plan: there is no such cause; doctor: problems
   3  no daemon answers on the socket
   4  not allowed to use the socket
   5  no answer in 5 s, or not one of a mgpud

@@ -24,13 +24,15 @@ MGPUD_S: Final = 60.0
 @dataclass(frozen=True, kw_only=True)
 class Question:
     """`words` is what follows mgpud on its command line, "--plan" or another option first; `doing` is what somebody wants to do
-    who asks that, as in "cannot plan"."""
+    who asks that, as in "cannot plan". `limit_s` is how long mgpud may take, None for MGPUD_S."""
 
     words: tuple[str, ...]
     doing: str
+    limit_s: float | None = None
 
     def run(self) -> subprocess.CompletedProcess[str]:
         """mgpud, when it has ended. Raises Failure where it does not end or cannot be run."""
+        limit_s = MGPUD_S if self.limit_s is None else self.limit_s
         try:
             return subprocess.run(
                 [*MGPUD, *self.words],
@@ -38,11 +40,11 @@ class Question:
                 capture_output=True,
                 encoding="utf-8",
                 errors="backslashreplace",
-                timeout=MGPUD_S,
+                timeout=limit_s,
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise self._failure(f"{self._asked} has not ended within {MGPUD_S:g} s", exits.NO_ANSWER) from error
+            raise self._failure(f"{self._asked} has not ended within {limit_s:g} s", exits.NO_ANSWER) from error
         except OSError as error:
             raise self._failure(f"cannot run {MGPUD[0]}: {error.strerror}", exits.REFUSED) from error
 

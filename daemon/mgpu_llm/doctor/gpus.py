@@ -1,0 +1,191 @@
+"""The GPUs that the config names: whether they are there and well, and who has their memory."""
+
+from __future__ import annotations
+
+import pwd
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from mgpu_llm.adapters.gpus import Gpu, GpuDetails, GpuPair, Gpus, GpusUnobserved, HostGpus, resolve
+from mgpu_llm.core.redaction import argv
+from mgpu_llm.doctor.finding import Finding, Subject, gib, listed
+from mgpu_llm.doctor.links import Pair
+from mgpu_llm.doctor.system import System
+
+SUBJECT: Final = Subject("GPUs")
+#: The first question wakes the GPUs, which takes seconds each without persistence mode.
+LIMIT_S: Final = 12.0
+#: Memory that is taken by no process which the driver names: with less nothing is said.
+UNEXPLAINED_BYTES: Final = 1 << 30
+_LONGEST: Final = 60
+_RESET: Final = "sudo nvidia-smi --gpu-reset -i {index} with nothing on it, or reboot"
+#: By what the driver asks for (recovery.ACTIONS of the adapter), what to do.
+_RECOVERY: Final = {
+    "reboot": "sudo reboot",
+    "system-reboot": "sudo reboot",
+    "drain-p2p": "stop what uses its peers, then " + _RESET,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What the driver tells. `host` is None where it tells nothing, and `silence` says why; `misnamed` is what is wrong with the
+    config's names. `chosen` are the GPUs that the config means, in its order."""
+
+    host: HostGpus | None = None
+    chosen: tuple[GpuDetails, ...] = ()
+    silence: str = ""
+    misnamed: str = ""
+
+    @property
+    def driver(self) -> str:
+        return (self.host.driver if self.host else None) or ""
+
+    @property
+    def cuda(self) -> str:
+        return (self.host.cuda if self.host else None) or ""
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Of the chosen GPUs."""
+        meant = {gpu.index for gpu in self.chosen}
+        found = self.host.pairs if self.host else ()
+        return [_pair(pair) for pair in found if {pair.one, pair.other} <= meant]
+
+
+async def ask(driver: Gpus, use: Literal["all"] | Sequence[int | str]) -> Told:
+    """Waits for the driver some seconds at most. Raises nothing."""
+    try:
+        host = await driver.details(LIMIT_S)
+    except GpusUnobserved as silence:
+        return Told(silence=silence.reason)
+    known = [
+        Gpu(index=gpu.index, uuid=gpu.uuid or "", name=gpu.name or "a lost GPU", memory_total_bytes=0)
+        for gpu in host.gpus
+    ]
+    try:
+        meant = resolve(use, known)
+    except ValueError as error:
+        return Told(host=host, misnamed=str(error))
+    return Told(host=host, chosen=tuple(host.gpus[gpu.index] for gpu in meant))
+
+
+def check(system: System, told: Told) -> Iterator[Finding]:
+    """Of a config that wants GPUs."""
+    if told.host is None:
+        # Where no driver is loaded, that is said by the driver's own check.
+        if system.exists("/proc/driver/nvidia/version"):
+            seen, _, cure = told.silence.partition("; ")
+            yield SUBJECT.problem("gpus-answer", seen, cure or "sudo dmesg | grep -e NVRM -e Xid; if it hangs, reboot")
+    elif told.misnamed:
+        yield SUBJECT.problem("gpus-present", f"gpus.use: {told.misnamed}", "nvidia-smi -L lists them")
+    elif not told.chosen:
+        yield SUBJECT.problem("gpus-present", "the driver tells of no GPU", "lspci -d 10de: ; sudo dmesg | grep NVRM")
+    else:
+        yield from _present(told.chosen, len(told.host.gpus))
+        for one in (_lost, _recovery, _ecc, _mig, _compute_mode, _persistence):
+            yield from one(told.chosen)
+        yield from _memory(system, told.chosen)
+
+
+def holder(system: System, pid: int, used: int | None) -> str:
+    """As in "pid 71 (alice, 2.0 GiB): python train.py"."""
+    words = [word for word in system.text(f"/proc/{pid}/cmdline").split("\0") if word]
+    command = " ".join(argv(words))[:_LONGEST] or system.text(f"/proc/{pid}/comm").strip() or "not to be seen from here"
+    details = ", ".join(filter(None, (_user(system, pid), gib(used) if used is not None else "")))
+    return f"pid {pid}" + (f" ({details})" if details else "") + f": {command}"
+
+
+def _present(chosen: Sequence[GpuDetails], count: int) -> Iterator[Finding]:
+    names = sorted({gpu.name or "unknown" for gpu in chosen})
+    yield SUBJECT.ok("gpus-present", f"{_numbers(chosen)} of {count}: {listed(names)}")
+    if len(names) > 1:
+        seen = f"GPUs of several kinds ({listed(names)}): the one with least memory decides for all"
+        yield SUBJECT.warning("gpus-alike", seen, "name alike ones in gpus.use: nvidia-smi -L lists them")
+
+
+def _lost(chosen: Sequence[GpuDetails]) -> Iterator[Finding]:
+    for gpu in chosen:
+        if gpu.lost:
+            yield SUBJECT.problem("gpus-lost", f"GPU {gpu.index}: {gpu.lost}", _RESET.format(index=gpu.index))
+
+
+def _recovery(chosen: Sequence[GpuDetails]) -> Iterator[Finding]:
+    asked = [gpu for gpu in chosen if gpu.recovery_action not in (None, "none")]
+    for gpu in asked:
+        cure = _RECOVERY.get(f"{gpu.recovery_action}", _RESET).format(index=gpu.index)
+        yield SUBJECT.problem("gpus-recovery", f"GPU {gpu.index}: the driver asks for {gpu.recovery_action}", cure)
+    if not asked and all(gpu.recovery_action for gpu in chosen):
+        yield SUBJECT.ok("gpus-recovery", "the driver asks for no reset")
+
+
+def _ecc(chosen: Sequence[GpuDetails]) -> Iterator[Finding]:
+    broken = [gpu for gpu in chosen if gpu.ecc_uncorrected]
+    for gpu in broken:
+        seen = (
+            f"GPU {gpu.index}: {gpu.ecc_uncorrected} memory errors since the driver was loaded that ECC could not mend"
+        )
+        yield SUBJECT.warning("gpus-ecc", seen, f"{_RESET.format(index=gpu.index)}; if they come back, replace it")
+    if not broken and all(gpu.ecc_uncorrected == 0 for gpu in chosen):
+        yield SUBJECT.ok("gpus-ecc", "no memory error that ECC could not mend")
+
+
+def _mig(chosen: Sequence[GpuDetails]) -> Iterator[Finding]:
+    for gpu in chosen:
+        if gpu.mig:
+            seen = f"GPU {gpu.index} is in MIG mode, with {len(gpu.mig_slices or ())} slices, and only whole GPUs can be used"
+            yield SUBJECT.problem("gpus-mig", seen, f"sudo nvidia-smi -i {gpu.index} -mig 0")
+
+
+def _compute_mode(chosen: Sequence[GpuDetails]) -> Iterator[Finding]:
+    for gpu in chosen:
+        cure = f"sudo nvidia-smi -i {gpu.index} -c DEFAULT"
+        if gpu.compute_mode == "prohibited":
+            yield SUBJECT.problem("gpus-compute-mode", f"GPU {gpu.index} is closed for computing (prohibited)", cure)
+        elif gpu.compute_mode not in (None, "default"):
+            seen = f"GPU {gpu.index} lets one process in ({gpu.compute_mode}): one that is left over there keeps the engine out"
+            yield SUBJECT.warning("gpus-compute-mode", seen, cure)
+
+
+def _persistence(chosen: Sequence[GpuDetails]) -> Iterator[Finding]:
+    if asleep := [gpu for gpu in chosen if gpu.persistence is False]:
+        seen = f"{_numbers(asleep)}: no persistence mode, so the driver sets them up anew, in seconds, for each first process"
+        yield SUBJECT.warning("gpus-persistence", seen, "sudo systemctl enable --now nvidia-persistenced")
+
+
+def _memory(system: System, chosen: Sequence[GpuDetails]) -> Iterator[Finding]:
+    untold = [gpu for gpu in chosen if gpu.memory_used_bytes is None and not gpu.lost]
+    taken = [gpu for gpu in chosen if gpu.processes or (gpu.memory_used_bytes or 0) > UNEXPLAINED_BYTES]
+    for gpu in taken:
+        total = "" if gpu.memory_total_bytes is None else f" of {gib(gpu.memory_total_bytes)}"
+        held = f"GPU {gpu.index}: {gib(gpu.memory_used_bytes or 0)}{total} taken, by"
+        pids = [process.pid for process in gpu.processes or ()]
+        whose = "; ".join(holder(system, process.pid, process.used_bytes) for process in gpu.processes or ())
+        nobody = "nobody whom the driver names: a process of another container, or one that hangs in the driver"
+        cure = f"sudo kill {' '.join(map(str, pids))}" if pids else f"sudo fuser -v /dev/nvidia{gpu.index}"
+        yield SUBJECT.warning("gpus-memory", f"{held} {whose or nobody}", f"{cure}; or name other GPUs in gpus.use")
+    if untold:
+        yield SUBJECT.unknown("gpus-memory", f"the driver does not tell how much of {_numbers(untold)} is taken")
+    elif not taken:
+        yield SUBJECT.ok("gpus-memory", "nobody has memory on them")
+
+
+def _pair(told: GpuPair) -> Pair:
+    if told.nvlink:
+        return Pair(one=told.one, other=told.other, how="nvlink")
+    ways = (told.p2p_read, told.p2p_write)
+    if refused := next((way for way in ways if way not in (None, "ok")), None):
+        return Pair(one=told.one, other=told.other, how="none", why=refused)
+    return Pair(one=told.one, other=told.other, how="unknown" if None in ways else "pcie")
+
+
+def _numbers(gpus: Sequence[GpuDetails]) -> str:
+    return f"GPU{'s' if gpus[1:] else ''} {listed([str(gpu.index) for gpu in gpus], 16)}"
+
+
+def _user(system: System, pid: int) -> str:
+    try:
+        return pwd.getpwuid(system.path(f"/proc/{pid}").stat().st_uid).pw_name
+    except (OSError, KeyError):
+        return ""
