@@ -40,7 +40,7 @@ def said(world: World, *texts: str, elsewhere: bool = False) -> World:
     [
         (LOST, "gpu-lost"),
         ("NVRM: The NVIDIA GPU 0000:17:00.0\n", "gpu-lost"),
-        (FAULT, "gpu-fault"),
+        (FAULT, "gpu-memory-contained"),
         (IOMMU, "nccl-p2p"),
         ("DMAR: [DMA Write NO_PASID] Request device [17:00.0] fault addr 0xffdf000", "nccl-p2p"),
         (KILL.format(pid=1027), "host-out-of-memory"),
@@ -161,7 +161,7 @@ def test_what_it_said_long_before_explains_no_death() -> None:
 def test_what_it_said_while_the_engine_still_loaded_explains_a_death_right_after() -> None:
     world = said(loading(), FAULT)
     world.say("(APIServer pid=702) INFO:     Application startup complete.").serve()
-    assert world.exits(0).last_diagnosis.cause == "gpu-fault"
+    assert world.exits(0).last_diagnosis.cause == "gpu-memory-contained"
 
 
 def test_who_spoke_first_is_told_by_the_time_and_not_by_who_it_was() -> None:
@@ -206,6 +206,7 @@ OURS = ("00000000:17:00.0", "00000000:65:00.0")
         ("DMAR: [DMA Write NO_PASID] Request device [3b:00.0] fault addr 0xffdf000 [fault reason 0x05]", True),
         ("pcieport 0000:16:01.0: AER: Corrected error received: 0000:17:00.0", False),
         (KILL.format(pid=1), False),
+        ("nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 20034, Fatal, Link 30 LTSSM Fault Up", False),
         ("DMAR: IOMMU feature fl1gp_support inconsistent", False),
         ("e1000 aa:bb:cc:dd:ee:ff: NIC Link is Up", False),
     ],

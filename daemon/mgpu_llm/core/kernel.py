@@ -7,10 +7,10 @@ neither explains what becomes of ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
-from mgpu_llm.core import diagnosis
+from mgpu_llm.core import diagnosis, xid
 from mgpu_llm.core.diagnosis import Clue
 from mgpu_llm.core.events import KernelSaid
 from mgpu_llm.core.progress import Progress
@@ -47,10 +47,20 @@ def explains(said: KernelSaid, top_pid: int | None, heart: Progress) -> bool:
 
 def is_elsewhere(text: str, gpus: Collection[str]) -> bool:
     """Whether the line is about PCI devices none of which is among `gpus`, the addresses of the GPUs in use. Where those are
-    not known, nothing is."""
+    not known, nothing is; nor is what a switch between GPUs says, which has an address of its own."""
     ours = [device for gpu in gpus for device in _devices(gpu)]
-    named = _devices(text)
+    named = [] if xid.of_switch(text) else _devices(text)
     return bool(ours and named) and not any(_same(one, other) for one in named for other in ours)
+
+
+def concerned(text: str, gpus: Mapping[str, str]) -> tuple[str, ...]:
+    """Of which GPUs the line speaks: of `gpus`, addresses by entry of CUDA_VISIBLE_DEVICES, those entries."""
+    named = _devices(text)
+    return tuple(
+        entry
+        for entry, address in gpus.items()
+        if any(_same(one, other) for one in named for other in _devices(address))
+    )
 
 
 def _devices(text: str) -> list[Device]:

@@ -58,7 +58,8 @@ class Progress:
     the quiet began, and `busy` maps a pid to the share of one core that it has used since. `phase_began` has the phases
     seen so far. `weights_bytes` is the size of the model's files, None where it is unknown; `weights` what is known of
     their coming, from when they begin to come. `lately` maps the pid of each process of the last LATELY_S to when it was last
-    seen, and `kernel` is what the kernel last said of this engine.
+    seen, and `kernel` is what the kernel last said of this engine. `gpu_faults` are the faults of its GPUs with which it goes on,
+    each told once; `doubted` is a line of the kernel after which it has to show that it still works.
     """
 
     started_at: float
@@ -93,6 +94,8 @@ class Progress:
     host: HostSampled | None = None
     lately: Mapping[int, float] = field(default_factory=dict)
     kernel: tuple[KernelSaid, ...] = ()
+    gpu_faults: tuple[str, ...] = ()
+    doubted: KernelSaid | None = None
 
     @property
     def last_moved_at(self) -> float:

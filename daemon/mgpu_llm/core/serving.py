@@ -6,15 +6,17 @@ from dataclasses import replace
 from operator import itemgetter
 from typing import Final
 
-from mgpu_llm.core import diagnosis, engine_log, kernel, progress
-from mgpu_llm.core.diagnosis import Clue
-from mgpu_llm.core.effects import Announce, Level, ProbeHealth
+from mgpu_llm.core import diagnosis, engine_log, gpu_faults, kernel, progress
+from mgpu_llm.core.diagnosis import Clue, Diagnosis
+from mgpu_llm.core.effects import Announce, Level, ProbeCompletion, ProbeHealth
 from mgpu_llm.core.engine_log import Line, parse
 from mgpu_llm.core.events import (
+    CompletionProbed,
     EngineExited,
     Event,
     GpusSampled,
     GpusUnobserved,
+    GpuUnfit,
     HealthProbed,
     KernelSaid,
     LineRead,
@@ -43,8 +45,10 @@ def take(state: Ready, event: Event, policy: Policy) -> Outcome:
             return replace(state, probing=True), (ProbeHealth(attempt=state.run.attempt),)
         case LineRead():
             return _after_line(state, event), ()
-        case KernelSaid() if kernel.explains(event, state.pid, state.progress):
-            return replace(state, progress=progress.after_kernel(state.progress, event)), ()
+        case KernelSaid() | GpuUnfit():
+            return _after_fault(state, event)
+        case CompletionProbed() if state.progress.doubted is not None:
+            return _after_proof(state, state.progress.doubted, event)
         case ProcessesSampled():
             return replace(state, progress=progress.after_processes(state.progress, event)), ()
         case GpusSampled():
@@ -53,6 +57,27 @@ def take(state: Ready, event: Event, policy: Policy) -> Outcome:
             return replace(state, progress=progress.after_gpus_unobserved(state.progress, event)), ()
         case _:
             return state, ()
+
+
+def _after_fault(state: Ready, event: KernelSaid | GpuUnfit) -> Outcome:
+    told = gpu_faults.take(state.progress, event, served=True)
+    if isinstance(told, Diagnosis):
+        return told
+    heart, effects = told
+    if isinstance(event, GpuUnfit) or not kernel.explains(event, state.pid, heart):
+        return replace(state, progress=heart), effects
+    heart = progress.after_kernel(heart, event)
+    if heart.doubted is None and gpu_faults.raises_doubt(event):
+        heart = replace(heart, doubted=event)
+        effects += (ProbeCompletion(attempt=state.run.attempt),)
+    return replace(state, progress=heart), effects
+
+
+def _after_proof(state: Ready, doubted: KernelSaid, event: CompletionProbed) -> Outcome:
+    told = gpu_faults.after_proof(doubted, event)
+    if isinstance(told, Diagnosis):
+        return told
+    return replace(state, progress=replace(state.progress, doubted=None)), (told,)
 
 
 def _after_line(state: Ready, event: LineRead) -> Ready:
@@ -65,13 +90,16 @@ def _after_line(state: Ready, event: LineRead) -> Ready:
 def _last_words(state: Ready, at: float) -> Clue:
     """What the engine's errors of the last seconds gave away, and what the kernel said then. A request that failed weeks ago
     explains no death."""
-    said: list[tuple[float, str | Line]] = [(event.at, event.text) for event in state.progress.kernel]
+    said: list[tuple[float, KernelSaid | Line]] = [(event.at, event) for event in state.progress.kernel]
     said += state.errors
     clue = Clue()
     for said_at, words in sorted(said, key=itemgetter(0)):
         if at - said_at > LAST_WORDS_S:
             continue
-        clue = diagnosis.look_at_kernel(clue, words) if isinstance(words, str) else diagnosis.look(clue, words)
+        if isinstance(words, KernelSaid):
+            clue = diagnosis.look_at_kernel(clue, words.text, words.gpus)
+        else:
+            clue = diagnosis.look(clue, words)
     return clue
 
 
