@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mgpu_llm.core.status import AttemptStatus, PhaseStatus, Status
-from mgpu_llm.ctl.gpus import busy, memory, short_names, unobserved
+from mgpu_llm.ctl.gpus_in_status import busy, memory, short_names, unobserved
 from mgpu_llm.ctl.layout import FAILURES
 from mgpu_llm.ctl.load import patience, phase_words, taken, usual
 from mgpu_llm.ctl.words import Page, filled, limit, one_line, percent, span

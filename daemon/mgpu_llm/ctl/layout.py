@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mgpu_llm.core.status import AttemptStatus, RungStatus, Status
-from mgpu_llm.ctl.gpus import gpu_lines
+from mgpu_llm.ctl.gpus_in_status import gpu_lines
 from mgpu_llm.ctl.load import phase_words, phases_table, quiet_words
 from mgpu_llm.ctl.words import Page, columns, plain, span
 
