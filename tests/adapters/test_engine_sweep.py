@@ -5,8 +5,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from mgpu_llm.adapters.engine.cgroup import remove_empty
+from mgpu_llm.adapters.engine.ledger import Ledger
 from mgpu_llm.adapters.engine.sweep import sweep_orphans
 from mgpu_llm.adapters.engine.tags import VARIABLE, prefix
 from mgpu_llm.adapters.engine.tree import read_stat
@@ -104,3 +110,70 @@ def test_a_daemon_begun_from_an_engine_s_environment_ends_neither_itself_nor_its
     command = [sys.executable, "-c", MARKED, str(tmp_path), MARKED]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=60, start_new_session=True)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A cgroup of version 2 as systemd delegates one to a unit."""
+    for mount in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")):
+        if (mount / "cgroup.controllers").exists() and os.access(mount, os.W_OK):
+            path = mount / f"mgpu-llm-sweep-{os.getpid()}"
+            path.mkdir()
+            yield path
+            remove_empty(path)
+            path.rmdir()
+            return
+    pytest.skip("needs a cgroup of version 2 that this user may divide")
+
+
+@contextmanager
+def without_a_mark(cgroup: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a cgroup whose environment says nothing, in a session of its own."""
+    cgroup.mkdir(parents=True, exist_ok=True)
+    enter = ["/bin/sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec sleep 600', str(cgroup)]
+    with subprocess.Popen(enter, env={}, start_new_session=True) as process:
+        give_up_at = time.monotonic() + 20
+        while str(process.pid) not in (cgroup / "cgroup.procs").read_text().split():
+            assert time.monotonic() < give_up_at
+            time.sleep(0.01)
+        yield process
+        process.kill()
+
+
+def swept(runtime_dir: Path, cgroup: Path) -> list[str]:
+    return asyncio.run(sweep_orphans(runtime_dir, clock=time.monotonic, deadline_s=20, cgroup=cgroup))
+
+
+def test_what_sits_in_an_engine_s_cgroup_is_ended_whatever_became_of_its_environment(
+    tmp_path: Path, cgroup: Path
+) -> None:
+    with (
+        without_a_mark(cgroup / "engine-3") as one,
+        without_a_mark(cgroup / "engine-4" / "below") as two,
+        without_a_mark(cgroup / "helper") as other,
+    ):
+        told = swept(tmp_path, cgroup)
+        assert sorted(told) == sorted(line for line in told if line.startswith("killed pid "))
+        assert {int(line.split()[2]) for line in told} == {one.pid, two.pid}
+        assert (one.wait(20), two.wait(20)) == (-9, -9)
+        assert other.poll() is None
+    assert [path.name for path in cgroup.iterdir() if path.is_dir()] == ["helper"]
+    (cgroup / "helper").rmdir()
+
+
+def test_in_a_cgroup_that_others_are_in_too_the_engines_may_be_theirs_and_stay(tmp_path: Path, cgroup: Path) -> None:
+    with without_a_mark(cgroup) as other, without_a_mark(cgroup / "engine-1") as engine:
+        assert swept(tmp_path, cgroup) == []
+        assert (other.poll(), engine.poll()) == (None, None)
+
+
+def test_shared_memory_of_an_engine_that_was_killed_together_with_its_daemon_is_removed(tmp_path: Path) -> None:
+    name = f"psm_sweep_ledger{os.getpid()}"
+    (tmp_path / "state").mkdir()
+    ledger = Ledger(tmp_path / "state")
+    ledger.begin()
+    with (Path("/dev/shm") / name).open("wb"):
+        ledger.look(ledger.new(), [os.getpid()])
+    told = asyncio.run(sweep_orphans(tmp_path, clock=time.monotonic, deadline_s=20, ledger=Ledger(tmp_path / "state")))
+    assert told == [f"removed '/dev/shm/{name}', which an engine of an earlier run left"]
+    assert not Path("/dev/shm", name).exists()

@@ -46,8 +46,7 @@ class CgroupTree:
         return (*ENTER, str(self.path / "cgroup.procs"), *argv)
 
     def members(self, *, whole: bool = False) -> tuple[Stat, ...]:  # noqa: ARG002 - it always is
-        stats = (read_stat(pid) for pid in self._pids())
-        return tuple(stat for stat in stats if stat is not None and stat.alive)
+        return _alive_in(self.path)
 
     def kill(self) -> tuple[Stat, ...]:
         alive = self.members()
@@ -58,38 +57,68 @@ class CgroupTree:
 
     def kill_at_once(self) -> bool:
         """False where the kernel cannot: Linux before 5.14 has no cgroup.kill."""
-        try:
-            (self.path / "cgroup.kill").write_text("1")
-        except OSError:
-            return False
-        return True
+        return _kill_at_once(self.path)
 
     def remove(self) -> str:
         try:
-            for path in reversed(self._below()):
-                os.rmdir(path)  # noqa: PTH106
+            _remove(self.path)
         except OSError as error:
             return f"cannot remove the cgroup '{self.path}': {error.strerror}"
         return ""
 
-    def _below(self) -> list[str]:
-        """The cgroup and those below it, each after the one that it is in."""
-        found = [str(self.path)]
-        for path in found:
-            with contextlib.suppress(OSError), os.scandir(path) as entries:  # it may be removed meanwhile
-                found += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-        return found
 
-    def _pids(self) -> list[int]:
-        pids: list[int] = []
-        for path in self._below():
-            with contextlib.suppress(OSError), open(f"{path}/cgroup.procs", "rb", buffering=0) as file:  # noqa: PTH123
-                pids += map(int, file.readall().split())
-        return pids
+def left_behind(parent: Path, us: frozenset[int]) -> tuple[Stat, ...]:
+    """Living processes in the engines' cgroups of an earlier life of the daemon, whatever they made of their environment.
+
+    `us` are we and those above us. Nobody else is in the cgroup of a unit; where somebody is, as in the scope of a login, the
+    engines may be those of another daemon there.
+    """
+    if not frozenset(_pids_in(parent)) <= us:
+        return ()
+    return tuple(stat for path in parent.glob(f"{PREFIX}*") for stat in _alive_in(path))
 
 
 def remove_empty(parent: Path) -> None:
     """Removes the engines' cgroups of an earlier life of the daemon, once their processes are gone."""
     for path in parent.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
-            path.rmdir()
+            _remove(path)
+
+
+def _alive_in(path: Path) -> tuple[Stat, ...]:
+    stats = (read_stat(pid) for pid in _pids(path))
+    return tuple(stat for stat in stats if stat is not None and stat.alive)
+
+
+def _kill_at_once(path: Path) -> bool:
+    try:
+        (path / "cgroup.kill").write_text("1")
+    except OSError:
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    for one in reversed(_below(path)):
+        os.rmdir(one)  # noqa: PTH106
+
+
+def _below(top: Path) -> list[str]:
+    """The cgroup and those below it, each after the one that it is in."""
+    found = [str(top)]
+    for path in found:
+        with contextlib.suppress(OSError), os.scandir(path) as entries:  # it may be removed meanwhile
+            found += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return found
+
+
+def _pids(top: Path) -> list[int]:
+    return [pid for path in _below(top) for pid in _pids_in(path)]
+
+
+def _pids_in(path: Path | str) -> list[int]:
+    try:
+        with open(f"{path}/cgroup.procs", "rb", buffering=0) as file:  # noqa: PTH123
+            return [int(pid) for pid in file.readall().split()]
+    except OSError:
+        return []
