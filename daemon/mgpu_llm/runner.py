@@ -14,7 +14,8 @@ import structlog
 from mgpu_llm.adapters import journal
 from mgpu_llm.adapters.console import Console
 from mgpu_llm.adapters.control_socket import RefusedError, UnknownError
-from mgpu_llm.adapters.engine.aside import answered
+from mgpu_llm.adapters.engine.aside import answered, aside
+from mgpu_llm.adapters.gpus import GpusUnobserved
 from mgpu_llm.adapters.incidents import NoIncidentError
 from mgpu_llm.adapters.systemd import SystemdNotifier
 from mgpu_llm.core import engine_log, report, supervisor
@@ -41,12 +42,16 @@ from mgpu_llm.core.events import (
 from mgpu_llm.core.report import Identity
 from mgpu_llm.core.states import Policy, Ready, Run, State, Stopped
 from mgpu_llm.core.status import RungStatus, Status
+from mgpu_llm.gpu_json import GpuReport
 from mgpu_llm.performer import Outside, Performer
 from mgpu_llm.plan_json import plan_to_json
 
 TICK_S: Final = 0.5
 #: mgpuctl waits 5 s for an answer.
 READ_S: Final = 4.0
+#: Of that the driver gets so much, and the list of the engine's processes; the rest is for their names.
+DRIVER_S: Final = 2.5
+PIDS_S: Final = 0.5
 T = TypeVar("T")
 
 log = structlog.get_logger()
@@ -76,6 +81,7 @@ class Runner:
         events: asyncio.Queue[Event],
         outside: Outside,
         audience: Audience,
+        report: GpuReport,
     ) -> None:
         self._policy = policy
         self._identity = identity
@@ -83,6 +89,7 @@ class Runner:
         self._events = events
         self._outside = outside
         self._audience = audience
+        self._report = report
         self._performer = Performer(outside, clock, events.put_nowait, self._loading)
         self._state: State = Stopped(run=Run(known=outside.chronicle.known))
         self._ended: Exit | None = None
@@ -131,6 +138,20 @@ class Runner:
     def engine_lines(self, count: int) -> tuple[str, ...]:
         return self._outside.engine.tail.last(count)
 
+    async def gpus(self) -> dict[str, Any]:
+        pids = await aside(self._outside.engine.pids, PIDS_S)
+        uuids = self._policy.uuids
+        visible = self._policy.launch(self._state.run.rung).gpus or () if self._outside.engine.running else ()
+        try:
+            return await self._report.document(
+                DRIVER_S,
+                configured=tuple(uuids.values()),
+                in_use=[uuids[entry] for entry in visible if entry in uuids],
+                engine=pids or (),
+            )
+        except GpusUnobserved as silence:
+            raise RefusedError(silence.reason) from None
+
     async def incidents(self) -> list[dict[str, Any]]:
         return await _read(self._outside.incidents.listed)
 
@@ -150,7 +171,7 @@ class Runner:
             # Also where there seems to be nothing to do: what was asked just before may still lie in the queue.
             case "start":
                 self._events.put_nowait(StartRequested(at=at))
-                if now in ("starting", "ready"):
+                if now in ("checking", "starting", "ready"):
                     return f"nothing to do: the engine is {now} already"
             case "stop":
                 self._events.put_nowait(StopRequested(at=at, final=False, by=by))

@@ -9,7 +9,7 @@ from typing import Final
 from mgpu_llm import control_api
 from mgpu_llm.core import report, suspicion
 from mgpu_llm.core.diagnosis import Clue, Diagnosis
-from mgpu_llm.core.effects import Effect, Exit, KeepIncident, KillEngine, NotifyReady, SpawnEngine
+from mgpu_llm.core.effects import BeginPreflight, Effect, Exit, KeepIncident, KillEngine, NotifyReady, SpawnEngine
 from mgpu_llm.core.events import (
     CompletionProbed,
     EngineEvent,
@@ -22,12 +22,14 @@ from mgpu_llm.core.events import (
     ForgetRequested,
     GpusSampled,
     GpusUnobserved,
+    GpuUnfit,
     HealthProbed,
     HostSampled,
     IncidentKept,
     KernelSaid,
     LineRead,
     LinesDropped,
+    Preflighted,
     ProcessesSampled,
     RestartRequested,
     StacksTaken,
@@ -37,11 +39,13 @@ from mgpu_llm.core.events import (
 )
 from mgpu_llm.core.known_good import KnownGood
 from mgpu_llm.core.ladder import BASE
+from mgpu_llm.core.preflight import AS_LAUNCHED, Checked, Transport
 from mgpu_llm.core.progress import begin
 from mgpu_llm.core.states import (
     LONGEST_HISTORY,
     Anew,
     Backoff,
+    Checking,
     Ended,
     Fail,
     Failed,
@@ -56,6 +60,7 @@ from mgpu_llm.core.states import (
     Try,
 )
 from mgpu_llm.core.suspicion import Suspicion
+from mgpu_llm.core.xid import Action
 from tests.core.looks import stack
 from tests.core.world import (
     BAD_FLAG,
@@ -86,6 +91,16 @@ RUN = Run(attempt=4, rung=P2P_OFF, tries=3, deaths=2, ended=HISTORY, known=KNOWN
 LAST_RUN = replace(RUN, rung=rungs(POLICY)[-1], tries=POLICY.attempts)
 TRIAL = Run(attempt=4, tries=1, ended=HISTORY, known=KNOWN, trial=P2P_OFF)
 LOADED = loading().state
+BROKEN = Transport(name=AS_LAUNCHED, works=False, detail="hung for 5 s in an all-reduce")
+CHECKS = (
+    Checked(transports=(Transport(name=AS_LAUNCHED, works=True, gib_per_s=255.0),), took_s=5.0),
+    Checked(transports=(BROKEN, Transport(name="p2p-off", works=True))),
+    Checked(transports=(BROKEN, Transport(name="p2p-off", works=False))),
+    Checked(gpus={"GPU-a": "no CUDA context: error 999"}),
+    Checked(pairs={("GPU-a", "GPU-b"): "1 of 1024 words is another"}),
+    Checked(unobserved="there is no torch"),
+    Checked(),
+)
 
 
 def _suspicions() -> Iterator[Suspicion]:
@@ -126,6 +141,11 @@ def _states() -> Iterator[State]:
         yield Terminating(run=RUN, deadline=NOW - 1, then=then, why="asked")
         yield Killing(run=RUN, since=NOW - 1, then=then, why="stalled")
         yield Killing(run=RUN, since=NOW - 1, then=then, why="stalled", keeping=True)
+    for run in (Run(attempt=4, tries=1), RUN, LAST_RUN, TRIAL):
+        yield Checking(run=run, since=NOW - 3)
+        yield Starting(run=run, since=NOW - 9, progress=begin(NOW - 9), checking=True)
+    for found in CHECKS:
+        yield Starting(run=RUN, since=NOW - 9, progress=LOADED.progress, pid=702, checked=found)
     yield Backoff(run=RUN, rung=P2P_OFF, until=NOW + 1)
     yield Backoff(run=RUN, rung=P2P_OFF, until=NOW - 1)
     yield Failed(run=RUN, status=69, message="gave up")
@@ -161,6 +181,9 @@ def _engine_events(attempt: int) -> Iterator[Event]:
     for said in ("", "NVRM: Xid (PCI:0000:17:00): 79, GPU has fallen off the bus.", "oom-kill:,task=x,pid=1027,uid=0"):
         for elsewhere in (True, False):
             yield KernelSaid(at=at, attempt=attempt, text=said, elsewhere=elsewhere)
+            yield KernelSaid(at=at, attempt=attempt, text=said.replace("79", "119"), gpus=("GPU-a", "GPU-?"))
+    for action in Action:
+        yield GpuUnfit(at=at, attempt=attempt, gpu="GPU-b", what="GPU is lost", action=action)
     for seen in (
         (),
         (stack(),),
@@ -168,6 +191,8 @@ def _engine_events(attempt: int) -> Iterator[Event]:
     ):
         for unobserved in ("", "py-spy is not installed"):
             yield StacksTaken(at=at, attempt=attempt, stacks=seen, unobserved=unobserved)
+    for found in CHECKS:
+        yield Preflighted(at=at, attempt=attempt, checked=found)
     for healthy in (True, False):
         yield HealthProbed(at=at, attempt=attempt, healthy=healthy, detail="")
     for served, hopeless in ((True, False), (False, False), (False, True)):
@@ -197,6 +222,9 @@ def check(state: State, event: Event, after: State, effects: tuple[Effect, ...])
     if SpawnEngine in kinds:
         assert not engine_exists or cleared, f"{event} in {state} spawns beside a living engine"
         assert isinstance(after, Starting)
+    if BeginPreflight in kinds:
+        assert isinstance(after, Checking | Starting)
+        assert SpawnEngine not in kinds or kinds.index(SpawnEngine) < kinds.index(BeginPreflight)
     if engine_exists and not cleared:
         assert isinstance(after, Starting | Ready | Terminating | Killing | Failed), f"{event} forgets the engine"
     if isinstance(state, Starting | Ready | Terminating) and isinstance(after, Killing):

@@ -47,7 +47,9 @@ def _of_words(row: Signature) -> bool:
 
 def test_every_row_has_an_excerpt_and_something_near_that_it_must_not_take_for_one() -> None:
     told = {(excerpt.row, excerpt.near) for excerpt in QUOTED} | {(stall.row, stall.near) for stall in STALLS}
-    assert told == {(name, near) for name in ROWS for near in (False, True)}
+    # What our own check says is no report of anybody's: its stories are in test_stories_of_preflight.
+    ours = {row.id for row in diagnosis.TABLE if row.where is Where.PREFLIGHT}
+    assert told == {(name, near) for name in ROWS.keys() - ours for near in (False, True)}
 
 
 @pytest.mark.parametrize("excerpt", SAID, ids=about)

@@ -21,12 +21,14 @@ from mgpu_llm.core.events import (
     GpuSample,
     GpusSampled,
     GpusUnobserved,
+    GpuUnfit,
     HealthProbed,
     HostSampled,
     IncidentKept,
     KernelSaid,
     LineRead,
     LinesDropped,
+    Preflighted,
     ProcessesSampled,
     ProcessSample,
     Stack,
@@ -35,7 +37,9 @@ from mgpu_llm.core.events import (
     StopRequested,
     Ticked,
 )
+from mgpu_llm.core.preflight import Checked, Transport
 from mgpu_llm.core.recording import RecordingError, Row, of_row, to_row
+from mgpu_llm.core.xid import Action
 
 WHOLE_PROCESS = ProcessSample(
     pid=71, started=123456, name="VLLM::Worker_TP", state="R", cpu_s=20.25, major_faults=3, rss_bytes=1 << 31,
@@ -57,6 +61,18 @@ WHOLE_STACK = Stack(
 )  # fmt: skip
 BARE_STACK = Stack(pid=71, thread=71, process="")
 #: Every kind of event that is recorded, full and bare.
+WHOLE_CHECK = Checked(
+    transports=(
+        Transport(name="as-launched", works=False, took_s=5.25, detail="hung for 5 s in an all-reduce"),
+        Transport(name="nvlink-gentle"),
+        Transport(name="p2p-off", works=True, gib_per_s=25.5, took_s=1.5),
+    ),
+    gpus={"3": "out of order"},
+    pairs={("0", "1"): "copies arrive wrong"},
+    took_s=9.5,
+    remembered=True,
+    unobserved="it was cut short",
+)
 RECORDED: Sequence[EngineEvent] = (
     LineRead(at=12.5, attempt=3, text="(Worker pid=71) INFO ünïcode 38%|####      | 3/8"),
     LineRead(at=12.5, attempt=3, text=""),
@@ -71,8 +87,12 @@ RECORDED: Sequence[EngineEvent] = (
     HostSampled(at=12.5, attempt=3),
     KernelSaid(at=12.5, attempt=3, text="NVRM: Xid (PCI:0000:17:00): 79, GPU has fallen off the bus."),
     KernelSaid(at=12.5, attempt=3, text="", elsewhere=True),
+    KernelSaid(at=12.5, attempt=3, text="NVRM: Xid (PCI:0000:17:00): 45, pid=71", gpus=("1", "GPU-a")),
+    GpuUnfit(at=12.5, attempt=3, gpu="1", what="GPU is lost (NVML error 15)", action=Action.LOST),
     StacksTaken(at=12.5, attempt=3, stacks=(WHOLE_STACK, BARE_STACK), unobserved="no ptrace of 71"),
     StacksTaken(at=12.5, attempt=3, stacks=()),
+    Preflighted(at=12.5, attempt=3, checked=Checked()),
+    Preflighted(at=12.5, attempt=3, checked=WHOLE_CHECK),
 )
 NOT_RECORDED: Sequence[Event] = (
     StartRequested(at=12.5),

@@ -102,7 +102,11 @@ def test_a_table_without_rows_is_empty_and_one_that_is_no_toml_says_where() -> N
         ('group = "process"', 'group = "proces"', "group: 'proces' is none of transport, process, memory"),
         ('kind = "crash"', 'kind = "crashed"', "kind: 'crashed' is none of hang, crash, slow-but-healthy, latent"),
         ('kind = "crash"', 'kind = "crash"\nrole = "leaf"', "role: 'leaf' is none of root, cascade, teardown"),
-        ('kind = "crash"', 'kind = "crash"\nwhere = "log"', "where: 'log' is none of error, any, kernel, exit"),
+        (
+            'kind = "crash"',
+            'kind = "crash"\nwhere = "log"',
+            "where: 'log' is none of error, any, kernel, exit, preflight",
+        ),
         ('kind = "crash"', 'kind = "crash"\nphases = ["bot"]', "phases: 'bot' is none of boot, distributed-init"),
         ('kind = "crash"', 'kind = "crash"\nphases = "boot"', "phases: a list of texts is needed"),
         ('kind = "crash"', 'kind = "crash"\nphases = [1]', "phases: a list of texts is needed"),

@@ -1,7 +1,8 @@
 """A model of the world around the core: it keeps the books on what effects asked for, and tells when a rule is broken.
 
-The rules that hold for every story: never two engines, attempts only grow, an attempt is spawned once, READY only on a
-served completion, KillEngine before the next SpawnEngine, nothing after an Exit, and only the daemon's own exit statuses.
+The rules that hold for every story: never two engines, never two checks of GPUs, attempts only grow, an attempt is spawned
+once, READY only on a served completion, KillEngine before the next SpawnEngine, nothing after an Exit, and only the daemon's
+own exit statuses.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from mgpu_llm.core import progress, remedies
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.effects import (
     Announce,
+    BeginPreflight,
     Effect,
+    EndPreflight,
     Exit,
     KeepIncident,
     KillEngine,
@@ -35,6 +38,7 @@ from mgpu_llm.core.events import (
     GpusSampled,
     HealthProbed,
     LineRead,
+    Preflighted,
     ProcessesSampled,
     ProcessSample,
     Stack,
@@ -46,6 +50,7 @@ from mgpu_llm.core.events import (
 from mgpu_llm.core.ladder import Heads, Ladder, Rung, smaller
 from mgpu_llm.core.launch import Launch
 from mgpu_llm.core.planning import plans
+from mgpu_llm.core.preflight import Checked
 from mgpu_llm.core.progress import Progress
 from mgpu_llm.core.states import Ended, Failed, Killing, Policy, Ready, Starting, State, Stopped
 from mgpu_llm.core.supervisor import step
@@ -138,6 +143,7 @@ class World:
     alive: set[int] = field(default_factory=set)
     spawned: list[int] = field(default_factory=list)
     incidents: list[str] = field(default_factory=list)
+    checks: set[int] = field(default_factory=set)
     exit: Exit | None = None
     stacks: Callable[[int], tuple[Stack, ...] | None] = still
     stacks_unobserved: str = ""
@@ -156,6 +162,8 @@ class World:
         assert self.exit is None, f"the daemon has ended already, yet {event} was sent"
         if isinstance(event, EngineGone) and event.attempt in self.alive:
             assert isinstance(self.state, Killing), "an engine is only gone once it was killed"
+        if isinstance(event, Preflighted):
+            self.checks.discard(event.attempt)
         before = self.state
         self.state, effects = step(before, event, self.policy)
         if isinstance(event, EngineGone) and event.attempt == before.run.attempt and isinstance(before, Killing):
@@ -182,6 +190,13 @@ class World:
                 assert effect.attempt == self.attempt
                 self.alive.add(effect.attempt)
                 self.spawned.append(effect.attempt)
+                assert not self.checks, "the engine finds its GPUs as they will be"
+            case BeginPreflight():
+                assert not self.checks, f"a second check beside {self.checks}"
+                assert self.alive <= {effect.attempt}
+                self.checks.add(effect.attempt)
+            case EndPreflight():
+                self.checks.discard(effect.attempt)
             case KeepIncident():
                 assert self.alive == {effect.attempt}, f"{effect} of an engine that is gone"
                 assert effect.incident not in self.incidents, "an incident is kept once"
@@ -189,6 +204,7 @@ class World:
                 self.incidents.append(effect.incident)
             case KillEngine() | TerminateEngine():
                 assert self.alive == {effect.attempt}, f"{effect} while {self.alive} is alive"
+                self.checks.clear()  # it ends the check too
             case ProbeHealth() | ProbeCompletion() | TakeStacks():
                 assert self.alive == {effect.attempt}
             case NotifyReady():
@@ -210,6 +226,11 @@ class World:
 
     def spawn(self) -> World:
         self.send(EngineSpawned(at=self.at, attempt=self.attempt, pid=702))
+        return self
+
+    def checked(self, found: Checked) -> World:
+        """The check of the GPUs has its answer."""
+        self.send(Preflighted(at=self.at, attempt=self.attempt, checked=found))
         return self
 
     def say(self, *texts: str) -> World:

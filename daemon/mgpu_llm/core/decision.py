@@ -23,8 +23,7 @@ def after_failed_load(run: Run, policy: Policy) -> Next:
     if run.trial is not None:
         # It was only to see whether the cause has gone; the rung that served before is still there.
         return Try(rung=run.trial, delay_s=0.0)
-    # Since it last served: that it did so clears the settings of what failed before.
-    failures = _failures(failed_in_a_row(run))[-run.tries :]
+    failures = failures_since_it_served(run)
     found = failures[-1].found
     same = Counter(failure.found.cause for failure in failures)[found.cause]
     choice = cures.choose(policy.ladder, failures)
@@ -45,11 +44,14 @@ def after_death(run: Run, policy: Policy) -> Next:
     """The engine had served. `run.deaths` counts the deaths in a row, this one included."""
     if run.struggle >= policy.attempts:
         return _too_many(run)
-    if run.deaths < policy.deaths:
+    failures = _failures(failed_in_a_row(run))
+    gone = failures[-1].found.gpus  # without these it cannot be the same again
+    if run.deaths < policy.deaths and not gone:
         return Try(rung=run.rung, delay_s=_delay_s(run.deaths, run, policy))
-    choice = cures.choose(policy.ladder, _failures(failed_in_a_row(run)), again=False)
+    choice = cures.choose(policy.ladder, failures, again=False)
     if choice.remedy is None:
-        why = f"the engine died {run.deaths} times while serving{_not_tried(choice)}"
+        why = f"the engine died {run.deaths} times while serving"
+        why = (f"nothing is left to serve it without GPU {', '.join(gone)}" if gone else why) + _not_tried(choice)
         return Fail(status=GAVE_UP, message=final_message(run, why))
     return Try(rung=run.rung.plus(choice.remedy), delay_s=0.0)
 
@@ -85,6 +87,11 @@ def failed_in_a_row(run: Run) -> tuple[Ended, ...]:
     return failed[max(0, min([len(failed) - max(run.tries, 1), *in_a_row])) :]
 
 
+def failures_since_it_served(run: Run) -> tuple[Failure, ...]:
+    """The failures of the last `run.tries` attempts: that it served clears the settings of what failed before."""
+    return _failures(failed_in_a_row(run))[-run.tries :]
+
+
 def _failures(failed: tuple[Ended, ...]) -> tuple[Failure, ...]:
     return tuple(Failure(rung=ended.rung, found=ended.diagnosis) for ended in failed if ended.diagnosis is not None)
 
@@ -118,7 +125,7 @@ def _nothing_left(run: Run, failures: tuple[Failure, ...], choice: Choice) -> Fa
     found = failures[-1].found
     first = sum(failure.found.cause == found.cause for failure in failures) == 1
     known = found.wants[-len(DEFAULT_ORDER) :] != DEFAULT_ORDER and Want.PLAIN_RETRY not in found.wants
-    in_vain = found.hopeless or (first and known)
+    in_vain = found.hopeless or (first and known and not found.gpus)
     status = DO_NOT_RETRY if in_vain and run.rung == BASE else GAVE_UP
     why = "no retry can help" if in_vain else "the ladder has no rung left that could help"
     if any(out.forbidden for out in choice.outs):

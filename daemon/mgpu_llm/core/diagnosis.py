@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from mgpu_llm.core import engine_log, signatures, symptoms
+from mgpu_llm.core import engine_log, signatures, symptoms, xid
 from mgpu_llm.core.engine_log import Line, Phase
 from mgpu_llm.core.remedies import DEFAULT_ORDER, Want
 from mgpu_llm.core.signatures import Role, Signature, Where
@@ -19,9 +19,10 @@ _ERRORS: Final = frozenset({Where.ERROR, Where.ANY})
 _WORDS: Final = frozenset({Where.ANY})
 _KERNEL: Final = frozenset({Where.KERNEL})
 _EXIT: Final = frozenset({Where.EXIT})
+_PREFLIGHT: Final = frozenset({Where.PREFLIGHT})
 _ANCHORS: Final = {
     where: tuple((anchor, row) for row in TABLE if row.where in where for anchor in row.anchors)
-    for where in (_ERRORS, _WORDS, _KERNEL, _EXIT)
+    for where in (_ERRORS, _WORDS, _KERNEL, _EXIT, _PREFLIGHT)
 }
 #: So many hints are kept: what is said over and over in other words helps nobody.
 MOST_HINTS: Final = 5
@@ -37,7 +38,8 @@ class Diagnosis:
 
     `wants` is what may cure it, in the order in which it is worth trying. `figures` are what the engine's words measured, by the
     name that the signature gives them, and `rank` is the tensor-parallel rank that failed, where it is known. `gpus` are those
-    that must not be used any more, as entries of CUDA_VISIBLE_DEVICES.
+    that must not be used any more, as entries of CUDA_VISIBLE_DEVICES, and `transports` says which ways for them to talk to each
+    other were seen to work, or not to.
     """
 
     cause: str
@@ -49,6 +51,7 @@ class Diagnosis:
     figures: Mapping[str, float] = field(default_factory=dict)
     rank: int | None = None
     gpus: tuple[str, ...] = ()
+    transports: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def hopeless(self) -> bool:
@@ -60,7 +63,8 @@ class Diagnosis:
 class Clue:
     """What the engine's own words gave away: the first root cause named, and the first error line. `cascade` is the line of
     a failure that has its root elsewhere but is all there is until a root is named; `passed` are the rows of all such failures
-    so far; `hints` say what else may matter. `by_kernel`: it was the kernel that named the cause. `process` is who said it."""
+    so far; `hints` say what else may matter. `by_kernel`: it was the kernel that named the cause. `process` is who said it.
+    `gpus` are those that the kernel has called unusable, as entries of CUDA_VISIBLE_DEVICES."""
 
     cause: str = ""
     line: str = ""
@@ -70,6 +74,7 @@ class Clue:
     hints: tuple[str, ...] = ()
     passed: frozenset[str] = field(default=frozenset(), compare=False)
     by_kernel: bool = False
+    gpus: tuple[str, ...] = ()
 
 
 def look(clue: Clue, line: Line) -> Clue:
@@ -85,10 +90,14 @@ def look(clue: Clue, line: Line) -> Clue:
     return seen
 
 
-def look_at_kernel(clue: Clue, text: str) -> Clue:
-    """Add one line of the kernel's log."""
+def look_at_kernel(clue: Clue, text: str, gpus: tuple[str, ...] = ()) -> Clue:
+    """Add one line of the kernel's log, which names `gpus`."""
     row = _said(text, _KERNEL)
-    return clue if row is None else _with_row(clue, row, text.strip())
+    told = clue if row is None else _with_row(clue, row, text.strip())
+    error = xid.read(text)
+    if error is None or error.action not in xid.UNFIT:
+        return told
+    return replace(told, gpus=tuple(dict.fromkeys((*told.gpus, *gpus))))
 
 
 def of_stall(stalled: Stalled, clue: Clue) -> Diagnosis:
@@ -152,7 +161,31 @@ def of_death(what: str, clue: Clue) -> Diagnosis:
         wants=named.wants if named is not None and helps else DEFAULT_ORDER,
         figures=named.figures if named else {},
         rank=named.rank if named else None,
+        gpus=named.gpus if named else (),
     )
+
+
+def of_unfit_gpus(
+    cause: str, summary: str, gpus: tuple[str, ...], evidence: tuple[str, ...], *, served: bool
+) -> Diagnosis:
+    """GPUs of a loading or serving engine cannot be used any more; it may not have noticed. `cause` is one of the table's."""
+    row = next(row for row in TABLE if row.reported_as == cause and row.where is Where.KERNEL)
+    return Diagnosis(
+        cause=cause,
+        outcome="died" if served else "crashed",
+        summary=summary,
+        advice=row.advice,
+        evidence=evidence,
+        wants=(*row.wants, Want.STOP),
+        gpus=gpus,
+    )
+
+
+def of_preflight(sentence: str, evidence: tuple[str, ...]) -> Diagnosis:
+    """A check has found what this load would fail of, as `sentence` says it; it was ended before it came there."""
+    row = _said(sentence, _PREFLIGHT)
+    assert row is not None, f"no row for {sentence}"  # noqa: S101 - our own sentences, and our own table
+    return replace(_of_row(row, sentence, Clue()), outcome="averted", evidence=evidence)
 
 
 def of_spawn(reason: str, *, hopeless: bool) -> Diagnosis:
@@ -224,15 +257,18 @@ def _named(clue: Clue, phase: Phase | None) -> Diagnosis | None:
 
 
 def _of_row(row: Signature, line: str, clue: Clue) -> Diagnosis:
+    # Only what wants them gone is about GPUs; with the same ones nothing helps then.
+    gpus = clue.gpus if Want.OTHER_GPU in row.wants else ()
     return Diagnosis(
         cause=row.reported_as,
         outcome="refused" if Want.STOP in row.wants else "crashed",
         summary=_told(row, line),
         advice=row.advice,
         evidence=(f'the {"kernel" if clue.by_kernel else "engine"} said: "{line[:300]}"', *clue.hints),
-        wants=row.wants,
+        wants=(*row.wants, Want.STOP) if gpus else row.wants,
         figures=_figures(row, line),
         rank=_rank(row, line, clue.process),
+        gpus=gpus,
     )
 
 

@@ -28,6 +28,24 @@ class SpawnEngine:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BeginPreflight:
+    """Check the GPUs of a launch, and by which of these `transports` they reach each other: variables by name, the launch's own
+    first. Answered by Preflighted."""
+
+    attempt: int
+    gpus: tuple[str, ...]
+    launch: Launch
+    transports: Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndPreflight:
+    """Nobody waits for its answer any more: away with it. KillEngine ends it too."""
+
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TerminateEngine:
     """SIGTERM to the top process: a serving engine then ends by itself. Answered by EngineExited, if it listens."""
 
@@ -138,6 +156,8 @@ class Exit:
 
 EngineEffect = (
     SpawnEngine
+    | BeginPreflight
+    | EndPreflight
     | TerminateEngine
     | KillEngine
     | KeepIncident

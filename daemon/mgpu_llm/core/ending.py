@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TypeVar, assert_never
 
-from mgpu_llm.core import decision, incident, starting
+from mgpu_llm.core import decision, incident, starting, unusable
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.effects import (
     AbandonIncident,
@@ -35,6 +35,7 @@ from mgpu_llm.core.starting import Step
 from mgpu_llm.core.states import (
     Anew,
     Backoff,
+    Checking,
     Ended,
     Fail,
     Failed,
@@ -77,8 +78,19 @@ def after_verdict(run: Run, at: float, found: Diagnosis, then: Next, policy: Pol
         facts["incident"] = kept[0].incident
     announced = [Announce(name=f"engine.{found.outcome}", level=Level.ERROR, facts=facts)]
     announced += [Announce(name="engine.evidence", facts={"seen": seen}) for seen in found.evidence]
-    killing = Killing(run=replace(run, trial=None), since=at, then=then, why=found.summary, keeping=bool(kept))
-    return killing, (*announced, *kept, KillEngine(attempt=run.attempt))
+    run, out = unusable.noted(replace(run, trial=None), dict.fromkeys(found.gpus, found.summary))
+    killing = Killing(run=run, since=at, then=then, why=found.summary, keeping=bool(kept))
+    return killing, (*announced, *out, *kept, KillEngine(attempt=run.attempt))
+
+
+def averted(state: Checking, at: float, found: Diagnosis, announced: Announce, policy: Policy) -> Step:
+    """The check before the load has found what it would fail of: there is no engine to be cleared away."""
+    run = state.run.closed(ended(state.run, state.since, "preflight", at, found))
+    then = decision.after_failed_load(run, policy)
+    told = replace(announced, facts={**announced.facts, "next": decision.in_words(then, run)})
+    run, out = unusable.noted(replace(run, trial=None), dict.fromkeys(found.gpus, found.summary))
+    after, effects = _proceed(run, then, at, policy)
+    return after, (told, *out, *effects)
 
 
 def ended(run: Run, since: float, phase: str, at: float, found: Diagnosis | None) -> Ended:
@@ -120,10 +132,11 @@ def killing(state: Killing, event: Event, policy: Policy) -> Step:
             remarks = tuple(
                 Announce(name="engine.left", level=Level.WARNING, facts={"what": what}) for what in event.remarks
             )
-            after, effects = _proceed(state.run, state.then, event.at, policy)
-            return after, (*remarks, *effects)
+            run, out = unusable.noted(state.run, dict(event.dirty))
+            after, effects = _proceed(run, state.then, event.at, policy)
+            return after, (*remarks, *out, *effects)
         case EngineStuck():
-            return _stuck(state, event)
+            return _stuck(state, event, policy)
         case IncidentKept() if state.keeping:
             return replace(state, run=state.run.with_incident(event.incident), keeping=False), ()
         case StopRequested():
@@ -146,14 +159,19 @@ def _asked_back(state: EndingState, event: RestartRequested | StartRequested) ->
     return replace(state, then=Anew())
 
 
-def _stuck(state: Killing, event: EngineStuck) -> Step:
+def _stuck(state: Killing, event: EngineStuck, policy: Policy) -> Step:
+    """What cannot be ended keeps its GPUs; with others that suffice it goes on, and leaves it behind."""
     held = ", ".join(event.holders)
+    run, out = unusable.noted(state.run, dict(event.dirty))
+    if event.dirty and not isinstance(state.then, Fail) and not (isinstance(state.then, Rest) and state.then.final):
+        after, effects = _proceed(run, state.then, event.at, policy)
+        return after, (*out, *effects)
     message = f"cannot end {held}: the kernel does not let them go; reset the GPUs or reboot the host"
     status = 0 if isinstance(state.then, Rest) and state.then.final else decision.GAVE_UP
     announced = Announce(
         name="engine.unkillable", level=Level.ERROR, facts={"holders": held, "advice": "reset or reboot"}
     )
-    return Failed(run=state.run, status=status, message=message), (announced, Exit(status=status, message=message))
+    return Failed(run=run, status=status, message=message), (announced, Exit(status=status, message=message))
 
 
 def _proceed(run: Run, then: Next, at: float, policy: Policy) -> Step:

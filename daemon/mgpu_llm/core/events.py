@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mgpu_llm.core.preflight import Checked
+from mgpu_llm.core.xid import Action
+
 
 @dataclass(frozen=True, kw_only=True)
 class StartRequested:
@@ -76,11 +79,13 @@ class EngineExited:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineGone:
-    """After KillEngine: no process of the attempt is left. `remarks` says what could not be made clean."""
+    """After KillEngine: no process of the attempt is left. `remarks` says what could not be made clean; `dirty` are the GPUs
+    that are not free although nobody uses them, each an entry of CUDA_VISIBLE_DEVICES with a sentence."""
 
     at: float
     attempt: int
     remarks: tuple[str, ...] = ()
+    dirty: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,11 +99,13 @@ class IncidentKept:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStuck:
-    """After KillEngine: these processes outlived SIGKILL; `holders` names each ("pid 71 (VLLM::Worker, state D)")."""
+    """After KillEngine: these processes outlived SIGKILL; `holders` names each ("pid 71 (VLLM::Worker, state D)"), and `dirty`
+    are the GPUs that they keep, as in EngineGone."""
 
     at: float
     attempt: int
     holders: tuple[str, ...]
+    dirty: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,12 +197,26 @@ class HostSampled:
 @dataclass(frozen=True, kw_only=True)
 class KernelSaid:
     """One line of the kernel's log while the engine ran, of those that may explain a failure. `elsewhere`: it is about PCI
-    devices that are none of the launch's GPUs."""
+    devices that are none of the launch's GPUs; `gpus` are those of the launch's that it names, as entries of
+    CUDA_VISIBLE_DEVICES."""
 
     at: float
     attempt: int
     text: str
     elsewhere: bool = False
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuUnfit:
+    """NVML has come to say that one of the launch's GPUs, an entry of CUDA_VISIBLE_DEVICES, cannot go on as it is. `action` is
+    what has to be done, as in core/xid.Action: lost, reset, reboot, drain; `what` says it in NVML's words."""
+
+    at: float
+    attempt: int
+    gpu: str
+    what: str
+    action: Action
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +246,15 @@ class StacksTaken:
     attempt: int
     stacks: tuple[Stack, ...]
     unobserved: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preflighted:
+    """After BeginPreflight: what was found of the attempt's GPUs. Nothing of the check is left on them."""
+
+    at: float
+    attempt: int
+    checked: Checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,7 +292,9 @@ EngineEvent = (
     | GpusUnobserved
     | HostSampled
     | KernelSaid
+    | GpuUnfit
     | StacksTaken
+    | Preflighted
     | HealthProbed
     | CompletionProbed
 )

@@ -1,11 +1,12 @@
-"""The readings in a recording's rows: a process, a GPU and a thread's stack as JSON, and back. docs/recordings.md has the
-fields."""
+"""The readings in a recording's rows: a process, a GPU, a thread's stack and a check of the GPUs as JSON, and back.
+docs/recordings.md has the fields."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from mgpu_llm.core.events import GpuSample, ProcessSample, Stack
+from mgpu_llm.core.preflight import Checked, Transport
 
 Row = dict[str, Any]
 
@@ -87,6 +88,49 @@ def stack_row(thread: Stack) -> Row:
         "st": thread.state,
         "frames": list(thread.frames),
         "wchan": thread.waits_in,
+    }
+
+
+def checked(row: Row) -> Checked:
+    return Checked(
+        transports=tuple(map(_transport, row.get("transports", ()))),
+        gpus={str(gpu): str(told) for gpu, told in row.get("gpus", {}).items()},
+        pairs={(str(one), str(other)): str(told) for one, other, told in row.get("pairs", ())},
+        took_s=float(row.get("took", 0.0)),
+        remembered=bool(row.get("remembered", False)),
+        unobserved=str(row.get("unobserved", "")),
+    )
+
+
+def checked_row(found: Checked) -> Row:
+    return {
+        "transports": [_transport_row(transport) for transport in found.transports],
+        "gpus": dict(found.gpus),
+        "pairs": [[*pair, told] for pair, told in found.pairs.items()],
+        "took": round(found.took_s, 2),
+        "remembered": found.remembered,
+        "unobserved": found.unobserved,
+    }
+
+
+def _transport(row: Row) -> Transport:
+    works = row.get("works")
+    return Transport(
+        name=str(row["name"]),
+        works=None if works is None else bool(works),
+        gib_per_s=number(row.get("speed")),
+        took_s=float(row.get("took", 0.0)),
+        detail=str(row.get("detail", "")),
+    )
+
+
+def _transport_row(transport: Transport) -> Row:
+    return {
+        "name": transport.name,
+        "works": transport.works,
+        "speed": transport.gib_per_s,
+        "took": round(transport.took_s, 2),
+        "detail": transport.detail,
     }
 
 

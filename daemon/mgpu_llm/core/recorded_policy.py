@@ -119,6 +119,7 @@ def _failed(ended: Ended) -> dict[str, Any]:
         "wants": [want.value for want in found.wants],
         "rank": found.rank,
         "gpus": list(found.gpus),
+        "transports": dict(found.transports),
     }
 
 
@@ -132,6 +133,7 @@ def _ended(ladder: Ladder, number: int, row: Mapping[str, Any]) -> Ended:
         wants=tuple(Want(want) for want in row["wants"]),
         rank=readings.count(row.get("rank")),
         gpus=_texts(row.get("gpus", ())),
+        transports={str(name): bool(works) for name, works in row.get("transports", {}).items()},
     )
     return Ended(
         number=number + 1,
@@ -155,6 +157,7 @@ def _ladder(ladder: Ladder) -> dict[str, Any]:
         "has": _pieces(base),
         "may_change": sorted(ladder.areas),
         "sizes": list(ladder.sizes),
+        "lowest": [[size, value] for size, value in ladder.lowest.items()],
         "steps": [ladder.step, ladder.floor, ladder.ceiling],
         "nvlink": ladder.nvlink.value,
         "spares": list(ladder.spares),
@@ -189,6 +192,7 @@ def _ladder_of(recorded: Recording) -> Ladder:
         pipeline_parallel=_within(given["pp"], 1, MOST_RANKS),
         areas=frozenset(Area(area) for area in given["may_change"]),
         sizes=tuple(_within(size, 1, MOST_RANKS) for size in _few(given["sizes"])),
+        lowest={_within(size, 1, MOST_RANKS): _finite(value) for size, value in _few(given.get("lowest", ()))},
         step=_finite(step),
         floor=_finite(floor),
         ceiling=_finite(ceiling),

@@ -16,13 +16,16 @@ from mgpu_llm.core.events import (
     Event,
     GpusSampled,
     GpusUnobserved,
+    GpuUnfit,
     HostSampled,
     KernelSaid,
     LineRead,
     LinesDropped,
+    Preflighted,
     ProcessesSampled,
     StacksTaken,
 )
+from mgpu_llm.core.xid import Action
 
 #: What comes after one of these notes is the recorder's own clean-up.
 END_NOTES: Final = frozenset({"healthy", "exit", "limit", "stopping"})
@@ -33,7 +36,7 @@ LONGEST_S: Final = 1e9
 #: gzipped file can become many more.
 MOST_VALUES: Final = 10_000_000
 ROW_VALUES: Final = 5
-_KINDS: Final = frozenset({"note", "log", "dropped", "sample", "unobserved", "host", "kernel", "stacks"})
+_KINDS: Final = frozenset({"note", "log", "dropped", "sample", "unobserved", "host", "kernel", "unfit", "stacks", "preflight"})
 #: The notes that somebody looks at, beside those that end a recording.
 _NOTES: Final = frozenset({"attempt", "fault", "lost"})
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
@@ -164,11 +167,16 @@ def _of_row(row: Row, attempt: int, at: float) -> Iterator[Event]:
                 storage_percent=readings.number(row.get("io")),
             )
         case "kernel":
-            elsewhere = bool(row.get("elsewhere", False))
-            yield KernelSaid(at=at, attempt=attempt, text=_text(row), elsewhere=elsewhere)
+            elsewhere, named = bool(row.get("elsewhere", False)), tuple(map(str, row.get("gpus") or ()))
+            yield KernelSaid(at=at, attempt=attempt, text=_text(row), elsewhere=elsewhere, gpus=named)
+        case "unfit":
+            gpu, what, action = str(row.get("gpu", "")), str(row.get("what", "")), Action(row.get("action", ""))
+            yield GpuUnfit(at=at, attempt=attempt, gpu=gpu, what=what, action=action)
         case "stacks":
             stacks = tuple(map(readings.stack, row.get("stacks") or ()))
             yield StacksTaken(at=at, attempt=attempt, stacks=stacks, unobserved=str(row.get("unobserved", "")))
+        case "preflight":
+            yield Preflighted(at=at, attempt=attempt, checked=readings.checked(row["checked"]))
         case _:
             return
 
@@ -190,9 +198,14 @@ def to_row(event: Event, spawned_at: float) -> Row | None:
             said = {"kind": "host", "mem": event.memory_percent, "io": event.storage_percent}
         case KernelSaid():
             said = {"kind": "kernel", "line": event.text} | ({"elsewhere": True} if event.elsewhere else {})
+            said |= {"gpus": list(event.gpus)} if event.gpus else {}
+        case GpuUnfit():
+            said = {"kind": "unfit", "gpu": event.gpu, "what": event.what, "action": event.action}
         case StacksTaken():
             said = {"kind": "stacks", "stacks": [readings.stack_row(stack) for stack in event.stacks]}
             said |= {"unobserved": event.unobserved} if event.unobserved else {}
+        case Preflighted():
+            said = {"kind": "preflight", "checked": readings.checked_row(event.checked)}
         case _:
             return None
     return {"t": round(event.at - spawned_at, 6), **said}

@@ -136,6 +136,13 @@ SHM_OFF: Final = Remedy(
     cost="GPUs without peer access between them talk through sockets: many times slower",
     env={"NCCL_SHM_DISABLE": "1"},
 )
+SOCKETS: Final = Remedy(
+    name="sockets",
+    area=Area.TRANSPORTS,
+    cost="GPUs talk through the host's network stack: many times slower",
+    env={"NCCL_P2P_DISABLE": "1", "NCCL_SHM_DISABLE": "1"},
+    args=_OWN_ALL_REDUCE_OFF,
+)
 LOOPBACK: Final = Remedy(
     name="loopback",
     area=Area.TRANSPORTS,
@@ -170,6 +177,7 @@ FIXED: Final[Mapping[str, Remedy]] = {
         NVLS_OFF,
         CUMEM_OFF,
         SHM_OFF,
+        SOCKETS,
         LOOPBACK,
         EAGER,
         FLOAT16,

@@ -15,7 +15,7 @@ from mgpu_llm.core.recording import Recording
 from mgpu_llm.core.states import Killing, Policy, Starting, State
 
 #: How a diagnosis's outcome is told of a recording: what was refused ended by itself as well.
-_OUTCOMES: Final = {"stalled": "stalled", "crashed": "crashed", "refused": "crashed"}
+_OUTCOMES: Final = {"stalled": "stalled", "crashed": "crashed", "refused": "crashed", "averted": "averted"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,8 @@ def judge(recorded: Recording, policy: Policy | None = None) -> Report:
     it was judged, and the defaults hold for what it does not say."""
     policy = policy or recorded_policy.policy_of(recorded)
     run = recorded_policy.run_of(recorded, policy)
-    last = Starting(run=run, since=0.0, progress=progress.begin(0.0, policy.weights_bytes))
+    checked = any(row["kind"] == "preflight" for row in recorded.rows)
+    last = Starting(run=run, since=0.0, progress=progress.begin(0.0, policy.weights_bytes), checking=checked)
     state: State = last
     at, told = 0.0, list[tuple[float, Announce]]()
     for event in recording.events(recorded, attempt=run.attempt):

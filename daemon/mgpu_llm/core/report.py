@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
-from mgpu_llm.core import judging, known_good, outlook, planning, stall, starting
+from mgpu_llm.core import judging, known_good, outlook, planning, readiness, stall, transports, unusable
 from mgpu_llm.core.ladder import BASE, Rung
 from mgpu_llm.core.launch import differences
 from mgpu_llm.core.states import (
     Backoff,
+    Checking,
     Ended,
     Failed,
     Killing,
@@ -71,6 +72,7 @@ def status(state: State, policy: Policy, at: float, identity: Identity) -> Statu
             for gpu in (heart.gpus if heart else ())
         ),
         gpus_unobserved=heart.gpus_unobserved if heart else "",
+        gpu_faults=heart.gpu_faults if heart else (),
         retry_in_s=max(0.0, state.until - at) if isinstance(state, Backoff) else None,
         processes=len(heart.processes) if heart else 0,
         lines_dropped=state.run.lines_dropped,
@@ -80,6 +82,8 @@ def status(state: State, policy: Policy, at: float, identity: Identity) -> Statu
         weights_bytes_per_s=seen.weights_bytes_per_s if seen else None,
         left_s=seen.left_s if seen else None,
         suspicion=seen.suspicion if seen else "",
+        gpus_out=unusable.in_words(state.run),
+        preflight=_preflight(state),
     )
 
 
@@ -116,7 +120,7 @@ def _degradation(state: State, policy: Policy) -> Degradation | None:
         cause=known.cause if known is not None else "",
         changes=_changes(rung, policy),
         cost=rung.cost,
-        way_back=starting.WAY_BACK if known is not None else starting.FORGOTTEN,
+        way_back=readiness.WAY_BACK if known is not None else readiness.FORGOTTEN,
     )
 
 
@@ -134,6 +138,8 @@ def headline(state: State, policy: Policy, at: float) -> str:
     rung = state.run.rung
     where = f"attempt {state.run.attempt} on rung {rung.name}"
     match state:
+        case Checking():
+            return f"checking the GPUs before the load, {at - state.since:.0f} s, {where}"
         case Starting():
             quiet = f", quiet for {state.progress.quiet_s:.0f} s" if state.progress.quiet_s >= 3 else ""
             return f"loading: {outlook.of(state, policy, at).words}, {at - state.since:.0f} s, {where}{quiet}"
@@ -161,18 +167,28 @@ def _last_failure(run: Run) -> str:
 def _phase(state: State) -> str:
     if isinstance(state, Starting):
         return state.progress.phase.label
+    if isinstance(state, Checking):
+        return "preflight"
     return "serving" if isinstance(state, Ready) else ""
 
 
+def _preflight(state: State) -> str:
+    """How the check of the GPUs went or goes, "" where there is nothing to be told."""
+    if isinstance(state, Checking) or (isinstance(state, Starting) and state.checking):
+        return "under way"
+    checked = state.checked if isinstance(state, Starting) else None
+    return "" if checked is None else transports.summary(checked)
+
+
 def _since(state: State, at: float) -> float:
-    return state.since if isinstance(state, Starting | Ready | Killing) else at
+    return state.since if isinstance(state, Checking | Starting | Ready | Killing) else at
 
 
 def _current(state: State, rung: str, at: float) -> tuple[AttemptStatus, ...]:
-    if not isinstance(state, Starting | Ready):
+    if not isinstance(state, Checking | Starting | Ready):
         return ()
-    begun = state.since if isinstance(state, Starting) else state.spawned_at
-    outcome = "running" if isinstance(state, Starting) else "ready"
+    begun = state.spawned_at if isinstance(state, Ready) else state.since
+    outcome = "ready" if isinstance(state, Ready) else "running"
     return (
         AttemptStatus(
             number=state.run.attempt,

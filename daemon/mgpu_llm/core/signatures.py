@@ -44,12 +44,14 @@ class Role(StrEnum):
 
 
 class Where(StrEnum):
-    """In what a pattern is looked for: the engine's errors, any line of the engine, the kernel's log, or how the engine ended."""
+    """In what a pattern is looked for: the engine's errors, any line of the engine, the kernel's log, how the engine ended, or
+    what a preflight says."""
 
     ERROR = "error"
     ANY = "any"
     KERNEL = "kernel"
     EXIT = "exit"
+    PREFLIGHT = "preflight"
 
 
 class Group(StrEnum):

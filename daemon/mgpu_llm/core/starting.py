@@ -5,18 +5,30 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final, assert_never
 
-from mgpu_llm.core import decision, diagnosis, judging, kernel, known_good, progress, stall
+from mgpu_llm.core import (
+    decision,
+    diagnosis,
+    gpu_faults,
+    judging,
+    kernel,
+    known_good,
+    preflighting,
+    progress,
+    readiness,
+    stall,
+    unusable,
+)
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.effects import (
     Announce,
     Effect,
+    EndPreflight,
+    Exit,
     ExtendTimeout,
     Level,
-    NotifyReady,
     ProbeCompletion,
     ProbeHealth,
     RememberRung,
-    RememberStart,
     SpawnEngine,
 )
 from mgpu_llm.core.engine_log import Phase, parse
@@ -28,18 +40,20 @@ from mgpu_llm.core.events import (
     Event,
     GpusSampled,
     GpusUnobserved,
+    GpuUnfit,
     HealthProbed,
     HostSampled,
     KernelSaid,
     LineRead,
+    Preflighted,
     ProcessesSampled,
     StacksTaken,
     Ticked,
 )
-from mgpu_llm.core.known_good import KnownGood
 from mgpu_llm.core.ladder import BASE, Rung
 from mgpu_llm.core.launch import differences
-from mgpu_llm.core.states import Policy, Ready, Run, Starting, State
+from mgpu_llm.core.preflight import When
+from mgpu_llm.core.states import Checking, Fail, Failed, Policy, Run, Starting, State
 
 #: Seconds between health probes while loading: a refused connection costs nothing.
 PROBE_EVERY_S: Final = 0.5
@@ -47,11 +61,6 @@ PROBE_EVERY_S: Final = 0.5
 EXTEND_EVERY_S: Final = 5.0
 #: What is asked for beyond the phase's patience, so that a verdict, its evidence, the kill and the next spawn fit in.
 EXTEND_SLACK_S: Final = 85.0
-
-#: How an engine that serves on a rung of ours comes back to the admin's own settings.
-WAY_BACK: Final = "remove the cause, then: mgpuctl forget && mgpuctl restart"
-#: The same where what served was forgotten on request.
-FORGOTTEN: Final = "it is forgotten: the next start begins with your settings (mgpuctl restart)"
 
 Step = tuple[State, tuple[Effect, ...]]
 Outcome = Step | Diagnosis
@@ -75,21 +84,35 @@ def begin_anew(run: Run, at: float, policy: Policy) -> Step:
         facts["forget"] = "mgpuctl forget"
     state, effects = begin(run, beginning.rung, at, policy)
     remembered = Announce(name="rung.remembered", facts=facts)
-    return state, (remembered, *effects, RememberRung(known=beginning.known))
+    return state, (remembered, RememberRung(known=beginning.known), *effects)
 
 
 def begin(run: Run, rung: Rung, at: float, policy: Policy) -> Step:
-    """Begin one more attempt, on `rung`. A new attempt is progress: the last one has been judged and cleared away."""
+    """Begin one more attempt, on `rung`. A new attempt is progress: the last one has been judged and cleared away. Without
+    GPUs that suffice it is over."""
+    sound = unusable.around(run, rung, policy)
+    if isinstance(sound, Fail):
+        failed = Failed(run=run, status=sound.status, message=sound.message)
+        return failed, (Exit(status=sound.status, message=sound.message),)
+    rung = sound
     run = decision.begun(run, rung)
-    launch = policy.launch(rung)
     facts: dict[str, object] = {"attempt": run.attempt, "rung": rung.name}
-    if changes := differences(policy.ladder.base, launch):
+    if changes := differences(policy.ladder.base, policy.launch(rung)):
         facts["changes"] = "; ".join(changes)
+    announced = Announce(name="engine.starting", level=Level.INFO if rung == BASE else Level.WARNING, facts=facts)
+    check = preflighting.begin(run, policy)
+    if check and policy.preflight is When.BEFORE:
+        return Checking(run=run, since=at), (announced, ExtendTimeout(seconds=EXTEND_SLACK_S), *check)
+    starting, effects = load(run, at, policy)
+    return replace(starting, checking=bool(check)), (announced, *effects, *check)
+
+
+def load(run: Run, at: float, policy: Policy) -> tuple[Starting, tuple[Effect, ...]]:
+    """Spawn the engine of an attempt that has begun."""
     heart = progress.begin(at, policy.weights_bytes)
     return Starting(run=run, since=at, progress=heart, extended_at=at), (
-        Announce(name="engine.starting", level=Level.INFO if rung == BASE else Level.WARNING, facts=facts),
         ExtendTimeout(seconds=EXTEND_SLACK_S),
-        SpawnEngine(attempt=run.attempt, launch=launch),
+        SpawnEngine(attempt=run.attempt, launch=policy.launch(run.rung)),
     )
 
 
@@ -100,9 +123,10 @@ def take(state: Starting, event: Event, policy: Policy) -> Outcome:
             return _after_line(state, event)
         case ProcessesSampled() | StacksTaken() | GpusSampled() | GpusUnobserved() | HostSampled():
             return _after_look(state, event, policy)
-        case KernelSaid() if kernel.explains(event, state.pid, state.progress):
-            told = diagnosis.look_at_kernel(state.clue, event.text)
-            return replace(state, clue=told, progress=progress.after_kernel(state.progress, event)), ()
+        case KernelSaid() | GpuUnfit():
+            return _after_fault(state, event)
+        case Preflighted() if state.checking:
+            return _after_preflight(state, event, policy)
         case Ticked():
             return _after_tick(state, event, policy)
         case EngineSpawned():
@@ -130,10 +154,25 @@ def _after_line(state: Starting, event: LineRead) -> Outcome:
     if now.phase > before.phase:
         facts = {"phase": now.phase.label, "attempt": state.run.attempt, "after_s": round(event.at - state.since, 1)}
         effects.append(Announce(name="engine.phase", facts=facts))
+    if state.checking and now.phase >= Phase.DISTRIBUTED_INIT:
+        # The engine measures what is free on its GPUs, and must find them as they will be.
+        changed = replace(changed, checking=False)
+        effects += (preflighting.UNFINISHED, EndPreflight(attempt=state.run.attempt))
     if now.serving and not before.serving and not state.probing:
         changed = replace(changed, probing=True)
         effects.append(ProbeHealth(attempt=state.run.attempt))
     return changed, tuple(effects)
+
+
+def _after_fault(state: Starting, event: KernelSaid | GpuUnfit) -> Outcome:
+    told = gpu_faults.take(state.progress, event, served=False)
+    if isinstance(told, Diagnosis):
+        return told
+    heart, effects = told
+    if isinstance(event, GpuUnfit) or not kernel.explains(event, state.pid, heart):
+        return replace(state, progress=heart), effects
+    clue = diagnosis.look_at_kernel(state.clue, event.text, event.gpus)
+    return replace(state, clue=clue, progress=progress.after_kernel(heart, event)), effects
 
 
 def _after_look(
@@ -187,63 +226,14 @@ def _may_serve(state: Starting) -> bool:
     return state.pid is not None and (heart.phase is Phase.API or not heart.spoke_known_words)
 
 
+def _after_preflight(state: Starting, event: Preflighted, policy: Policy) -> Outcome:
+    announced, found = preflighting.take(state.run, event.checked, policy)
+    return found or (replace(state, checking=False, checked=event.checked), (announced,))
+
+
 def _after_completion(state: Starting, event: CompletionProbed, policy: Policy) -> Outcome:
-    if not event.served or not _may_serve(state):
-        if event.hopeless and _may_serve(state):
-            return diagnosis.of_refused_completion(event.detail)
-        return replace(state, probing=False, probe_at=event.at + PROBE_EVERY_S), ()
-    rung, known = state.run.rung, _known(state.run, event.at, policy)
-    ready = Ready(
-        run=replace(state.run, tries=0, trial=None, known=known),
-        since=event.at,
-        spawned_at=state.since,
-        progress=state.progress,
-        pid=state.pid,
-        probe_at=event.at + policy.probe_interval_s,
-    )
-    facts: dict[str, object] = {
-        "attempt": state.run.attempt,
-        "rung": rung.name,
-        "after_s": round(event.at - state.since, 1),
-    }
-    announced = [Announce(name="engine.ready", facts=facts)]
-    if rung != BASE:
-        lost = {
-            "rung": rung.name,
-            "changes": "; ".join(differences(policy.ladder.base, policy.launch(rung))),
-            "cost": rung.cost,
-            "since": known.since if known is not None else known_good.utc_text(policy.utc_s + event.at),
-            "cause": known.cause if known is not None else "",
-            "way_back": WAY_BACK if known is not None else FORGOTTEN,
-        }
-        announced.append(Announce(name="engine.degraded", level=Level.WARNING, facts=lost))
-    remembered = () if known == state.run.known else (RememberRung(known=known),)
-    return ready, (*announced, NotifyReady(), *remembered, _remembered(state, event.at, policy))
-
-
-def _known(run: Run, at: float, policy: Policy) -> KnownGood | None:
-    """A rung of ours that was not remembered was come to by the failures before it, unless it was only tried. What somebody has
-    asked to be forgotten stays so until the next planned start, whatever serves until then."""
-    if run.forgotten:
-        return None
-    failed = [ended.diagnosis.cause for ended in run.ended if ended.diagnosis is not None]
-    # After deaths the last one counts: this is the first attempt since then.
-    causes = failed[-max(run.tries - 1, 1) :] if run.trial is None else []
-    return known_good.served(
-        run.known,
-        run.rung,
-        causes=tuple(causes),
-        key=policy.key,
-        utc_s=policy.utc_s + at,
-        boot=policy.boot,
-    )
-
-
-def _remembered(state: Starting, at: float, policy: Policy) -> RememberStart:
-    heart = state.progress
-    return RememberStart(
-        launch=policy.history_key(state.run.rung),
-        duration_s=at - state.since,
-        phase_s={phase.label: end - since for phase, since, end in heart.spans(at)},
-        quiet_s={phase.label: quiet_s for phase, quiet_s in heart.longest_quiet.items()},
-    )
+    if event.served and _may_serve(state):
+        return readiness.served(state, event.at, policy)
+    if event.hopeless and _may_serve(state):
+        return diagnosis.of_refused_completion(event.detail)
+    return replace(state, probing=False, probe_at=event.at + PROBE_EVERY_S), ()

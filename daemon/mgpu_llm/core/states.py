@@ -14,6 +14,7 @@ from mgpu_llm.core.history import PastStart, launch_key, longest_quiet
 from mgpu_llm.core.known_good import KnownGood
 from mgpu_llm.core.ladder import BASE, Ladder, Rung
 from mgpu_llm.core.launch import Launch, Server
+from mgpu_llm.core.preflight import Checked, When
 from mgpu_llm.core.progress import Progress
 from mgpu_llm.core.stall import DEFAULT_PATIENCE_S
 from mgpu_llm.core.suspicion import Suspicion
@@ -28,7 +29,8 @@ class Policy:
     CUDA_VISIBLE_DEVICES) are there to tell launches apart in the history. `weights_bytes` is the size of the model's files, None
     where it is not known. `incidents` is the folder in which failed attempts are kept, "" where none are, and `utc_s` what the
     wall clock said (seconds since 1970) when the events' clock was at 0. `key` is what a rung that serves depends on, `boot` the
-    boot of this host; after `up_after` planned starts one rung up is tried (0: never). `seed` makes the jitter."""
+    boot of this host; `preflight` is when GPUs are checked; after `up_after` planned starts one rung up is tried (0: never).
+    `seed` makes the jitter."""
 
     ladder: Ladder
     patience: Mapping[Phase, float] = field(default_factory=lambda: dict(DEFAULT_PATIENCE_S))
@@ -36,6 +38,7 @@ class Policy:
     uuids: Mapping[str, str] = field(default_factory=dict)
     key: Mapping[str, str] = field(default_factory=dict)
     boot: str = ""
+    preflight: When = When.OFF
     up_after: int = 10
     incidents: str = ""
     utc_s: float = 0.0
@@ -97,7 +100,8 @@ class Run:
     in a row that died soon after they had begun to serve. `struggle` counts all attempts since somebody asked for it or it
     served for longer than that: neither another cause nor a short service sets it back. `known` is the rung that served last,
     `forgotten` that somebody wants none to be remembered before the next planned start; while this attempt only tries whether
-    the rung above it serves again, `trial` is where to go back to."""
+    the rung above it serves again, `trial` is where to go back to. `out` are the GPUs that must not be used any more, entries of
+    CUDA_VISIBLE_DEVICES each with a sentence why: until somebody resets them and starts the daemon anew."""
 
     attempt: int = 0
     rung: Rung = BASE
@@ -109,6 +113,7 @@ class Run:
     known: KnownGood | None = None
     forgotten: bool = False
     trial: Rung | None = None
+    out: Mapping[str, str] = field(default_factory=dict)
 
     def asked_anew(self) -> Run:
         """Somebody wants it to run: what failed before does not count against the new attempts."""
@@ -160,15 +165,25 @@ class Stopped:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Checking:
+    """The GPUs of the next engine are checked; there is none yet."""
+
+    run: Run
+    since: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Starting:
     """An engine loads. `probing`: a probe is under way, of /health first, then of a completion. `suspicion` is there while
-    nothing moves for longer than the patience."""
+    nothing moves for longer than the patience. `checking`: its GPUs are being checked meanwhile; `checked` is what was found."""
 
     run: Run
     since: float
     progress: Progress
     clue: Clue = field(default_factory=Clue)
     suspicion: Suspicion | None = None
+    checking: bool = False
+    checked: Checked | None = None
     pid: int | None = None
     probing: bool = False
     probe_at: float = 0.0
@@ -231,4 +246,4 @@ class Failed:
     message: str
 
 
-State = Stopped | Starting | Ready | Terminating | Killing | Backoff | Failed
+State = Stopped | Checking | Starting | Ready | Terminating | Killing | Backoff | Failed

@@ -117,3 +117,9 @@ class Status:
     left_s: float | None = None
     suspicion: str = ""
     degradation: Degradation | None = None
+    #: A sentence for each GPU that must not be used any more: why, and what to do.
+    gpus_out: tuple[str, ...] = ()
+    #: How the check of the GPUs before or beside a load goes or went ("": none).
+    preflight: str = ""
+    #: Faults of the GPUs with which the engine goes on.
+    gpu_faults: tuple[str, ...] = ()

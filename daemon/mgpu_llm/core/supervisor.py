@@ -1,7 +1,7 @@
 """The supervisor's judgement: one state and one event in, the next state and the effects out. Pure and without a clock.
 
-Invariant: an engine is spawned only from states in which none exists (Stopped, Backoff, and Killing once EngineGone has
-come), so that there never are two.
+Invariant: an engine is spawned only from states in which none exists (Stopped, Checking, Backoff, and Killing once EngineGone
+has come), so that there never are two.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import assert_never
 
-from mgpu_llm.core import decision, ending, serving, starting
+from mgpu_llm.core import decision, ending, preflighting, serving, starting
 from mgpu_llm.core.diagnosis import Diagnosis
-from mgpu_llm.core.effects import Announce, Exit, NotifyStopping, RememberRung
+from mgpu_llm.core.effects import Announce, EndPreflight, Exit, NotifyStopping, RememberRung
 from mgpu_llm.core.events import (
     EngineEvent,
     Event,
     ForgetRequested,
     LinesDropped,
+    Preflighted,
     RestartRequested,
     StartRequested,
     StopRequested,
@@ -26,6 +27,7 @@ from mgpu_llm.core.starting import Step
 from mgpu_llm.core.states import (
     Anew,
     Backoff,
+    Checking,
     Failed,
     Killing,
     Policy,
@@ -50,6 +52,8 @@ def step(state: State, event: Event, policy: Policy) -> Step:
     match state:
         case Stopped():
             return _stopped(state, event, policy)
+        case Checking():
+            return _checking(state, event, policy)
         case Starting():
             return _starting(state, event, policy)
         case Ready():
@@ -80,6 +84,26 @@ def _stopped(state: Stopped, event: Event, policy: Policy) -> Step:
             return starting.begin_anew(state.run, event.at, policy)
         case StopRequested(final=True):
             return state, (NotifyStopping(), Exit(status=0))
+        case _:
+            return state, ()
+
+
+def _checking(state: Checking, event: Event, policy: Policy) -> Step:
+    end = EndPreflight(attempt=state.run.attempt)
+    match event:
+        case Preflighted():
+            announced, found = preflighting.take(state.run, event.checked, policy)
+            if found is not None:
+                return ending.averted(state, event.at, found, announced, policy)
+            loading, effects = starting.load(state.run, event.at, policy)
+            return replace(loading, checked=event.checked), (announced, *effects)
+        case StopRequested() | RestartRequested():
+            run = state.run.closed(ending.ended(state.run, state.since, "preflight", event.at, None)).asked_anew()
+            if isinstance(event, RestartRequested):
+                again, effects = starting.begin_anew(run, event.at, policy)
+                return again, (end, *effects)
+            last = (NotifyStopping(), Exit(status=0)) if event.final else (Announce(name="engine.stopped"),)
+            return Stopped(run=run), (end, *last)
         case _:
             return state, ()
 

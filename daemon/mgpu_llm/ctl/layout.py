@@ -10,7 +10,7 @@ from mgpu_llm.ctl.load import phase_words, phases_table, quiet_words
 from mgpu_llm.ctl.words import Page, columns, plain, span
 
 #: Attempts that ended in these ways have a cause that somebody should read.
-FAILURES = frozenset({"stalled", "crashed", "refused", "died"})
+FAILURES = frozenset({"stalled", "crashed", "refused", "died", "averted"})
 #: More failed attempts than these are only counted in `status`; `attempts` shows all that the daemon still knows.
 FAILURES_SHOWN = 5
 COLOURS = {"ready": "green", "failed": "red", "stopped": None}
@@ -18,6 +18,7 @@ LABEL = 9
 
 NEXT = {
     "starting": (("mgpuctl status --watch", "follow the start"), ("mgpuctl logs", "the engine's last lines")),
+    "checking": (("mgpuctl status --watch", "follow the start"),),
     "backoff": (("mgpuctl attempts", "why the last attempt ended"), ("mgpuctl ladder", "what is tried next")),
     "terminating": (("mgpuctl status --watch", "follow the stop"),),
     "killing": (("mgpuctl status --watch", "follow the stop"),),
@@ -46,6 +47,7 @@ def status_lines(status: Status, page: Page) -> list[str]:
         lines += _settings_fields(status, page)
     lines += _engine_fields(status, page)
     lines += _field("GPUs", gpu_lines(status, page, LABEL + 2))
+    lines += _field("GPU fault", [line for fault in status.gpu_faults for line in page.wrap(fault, LABEL + 2)])
     lines += _failures(status, page)
     return lines + _next(status, page)
 
@@ -74,6 +76,7 @@ def _engine_fields(status: Status, page: Page) -> list[str]:
         attempt += [f"pid {status.pid}, {_plural(status.processes, 'process', 'processes')}"]
         attempt += [f"{status.lines_dropped} lines of its output dropped"] if status.lines_dropped else []
     lines += _field("Attempt", page.wrap(", ".join(attempt), LABEL + 2))
+    lines += _field("Preflight", page.wrap(status.preflight, LABEL + 2))
     if status.retry_in_s is not None:
         lines += _field("Retry", [f"in {span(status.retry_in_s)}"])
     return lines + (_load_fields(status, page) if status.state == "starting" else [])

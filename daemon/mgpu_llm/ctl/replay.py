@@ -24,7 +24,7 @@ GZIP = b"\x1f\x8b"
 LONGEST_ROW = 16 << 20
 #: Recordings end at 64 MiB; this is room for other recorders, and bounds what a small gzipped file can become.
 MOST_BYTES = 256 << 20
-COLOURS = {"healthy": "green", "stalled": "red", "crashed": "red", "running": "yellow"}
+COLOURS = {"healthy": "green", "stalled": "red", "crashed": "red", "averted": "red", "running": "yellow"}
 LABEL = 13
 
 

@@ -182,6 +182,21 @@ class EngineProcess:
             self._attempt = None
             self._emit(EngineGone(at=self._clock(), attempt=attempt.number, remarks=remarks))
 
+    def marked(self, environment: Mapping[str, str], attempt: int) -> dict[str, str]:
+        """The environment of a process that works for an attempt without being of its engine: a sweep finds it too."""
+        return tags.marked(environment, tags.new(self._runtime_dir, attempt), None)
+
+    def abandon(self) -> None:
+        """Go on without an engine whose processes outlive SIGKILL: it is not waited for any more, and stays as it is."""
+        attempt, self._attempt = self._attempt, None
+        if attempt is None:
+            return
+        self._notice_exit(attempt)
+        if not attempt.exited:
+            asyncio.get_running_loop().remove_reader(attempt.pidfd)
+        os.close(attempt.pidfd)
+        attempt.output.close()
+
     @property
     def running(self) -> bool:
         """Whether there is an engine that is not yet gone."""

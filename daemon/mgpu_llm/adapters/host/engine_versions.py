@@ -64,7 +64,7 @@ def versions(command: Sequence[str], environment: Mapping[str, str]) -> dict[str
     Blocks, and where the disk is stuck for ever. Raises nothing.
     """
     try:
-        python = _python(command, environment)
+        python = python_of(command, environment)
         if not python:
             return {}
         said = ask([*python, "-c", _ASKED, json.dumps(DISTRIBUTIONS)], limit_s=LIMIT_S, environment=environment)
@@ -77,7 +77,7 @@ def versions(command: Sequence[str], environment: Mapping[str, str]) -> dict[str
     return {what: ", ".join(dict.fromkeys(each)) for what, each in told.items() if each}
 
 
-def _python(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+def python_of(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
     """The Python that the command runs, with its flags; empty where it is none."""
     program = shutil.which(command[0], path=environment.get("PATH", os.defpath)) if command else None
     if program is None:
