@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Final
 
 import structlog
 
-from mgpu_llm.adapters.engine import holders, leftovers
+from mgpu_llm.adapters.engine import leftovers
 from mgpu_llm.adapters.engine.aside import aside
+from mgpu_llm.adapters.engine.tree import read_stat
 from mgpu_llm.adapters.gpus import GpuReading, Gpus
 from mgpu_llm.adapters.gpus import GpusUnobserved as DriverSilent
+from mgpu_llm.adapters.gpus.owner import command_line, owner
+from mgpu_llm.core import redaction
 from mgpu_llm.core.events import EngineEvent, EngineGone, EngineStuck
 
 #: A GPU counts as free again once it is within this of what it held before the attempt: contexts of others come and go.
@@ -25,6 +29,10 @@ TAKEN_BYTES: Final = 1 << 30
 BUSY_PERCENT: Final = 95
 #: /proc answers within milliseconds, unless a process is stuck.
 LOOK_S: Final = 2.0
+LONGEST_COMMAND: Final = 120
+
+#: Of a process as EngineStuck names it.
+_PID: Final = re.compile(r"^pid ([0-9]{1,10}) ")
 
 log = structlog.get_logger()
 
@@ -90,9 +98,12 @@ class Baseline:
     async def _tell_stuck(self, event: EngineStuck) -> None:
         """With the GPUs that the stuck processes keep: all of the launch's where nobody can tell."""
         who = ", ".join(event.holders)
+        stuck = {int(pid) for holder in event.holders for pid in _PID.findall(holder)}
         try:
-            held = await self._held(self._before)
-            kept = {reading.uuid for reading in held} if self._before else set(self._visible)
+            kept = {reading.uuid for reading in await self._held(self._before)} if self._before else set(self._visible)
+            for reading in await self._gpus.read(tuple(self._before)):
+                if not stuck.isdisjoint(dict(reading.processes or ())):
+                    kept.add(reading.uuid)
         except DriverSilent:
             kept = set(self._visible)
         why = f"{who} cannot be ended: the kernel does not let it go"
@@ -158,9 +169,32 @@ async def _whose(reading: GpuReading) -> str:
 
 async def _living(reading: GpuReading) -> dict[int, str]:
     pids = [pid for pid, _ in reading.processes or ()]
-    found = await aside(partial(holders.living, pids), LOOK_S)
+    found = await aside(lambda: {pid: _words(pid) for pid in pids if _lives(pid)}, LOOK_S)
     # Who cannot be looked at is there.
     return {pid: f"pid {pid}" for pid in pids} if found is None else found
+
+
+def _lives(pid: int) -> bool:
+    stat = read_stat(pid)
+    if stat is not None:
+        return stat.alive
+    try:
+        os.close(os.pidfd_open(pid))  # asks the kernel, where /proc is mounted with hidepid
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _words(pid: int) -> str:
+    """As "pid 71 (user alice, python train.py)", without secrets and in one line."""
+    whose = owner(pid)
+    if whose is None:
+        return f"pid {pid}"
+    command = " ".join(redaction.argv(command_line(pid))) or whose.name
+    command = "".join(letter if letter.isprintable() else " " for letter in command)
+    return f"pid {pid} (user {whose.user}, {command[:LONGEST_COMMAND]})"
 
 
 def _holds(reading: GpuReading, held: int) -> str:
