@@ -92,11 +92,12 @@ class Check:
 async def examine(patient: Patient, nvml: Gpus) -> list[Finding]:
     """What was found, in the order of the subjects. Takes some seconds, half a minute at most. Raises nothing."""
     facts = await _facts(patient, nvml)
-    found = await asyncio.gather(*(_run(check) for check in _checks(patient, facts)))
+    found = await asyncio.gather(*(run(check) for check in _checks(patient, facts)))
     return [finding for findings in found for finding in findings]
 
 
-async def _run(check: Check) -> list[Finding]:
+async def run(check: Check) -> list[Finding]:
+    """What one check finds, or why that is not known. Raises nothing."""
     try:
         return await answered(lambda: list(check.work()), check.limit_s)
     except TimeoutError:

@@ -27,7 +27,7 @@ def check(system: System, driver: str, run: Callable[[Sequence[str]], str] = pro
     switches = switches or system.nvidia_devices(OTHER_BRIDGE)
     if not switches:
         return
-    there = f"{len(switches)} NVSwitches"
+    there = f"NVSwitches: {len(switches)}"
     if system.in_container():
         yield SUBJECT.unknown("fabric-manager", f"{there}, and the Fabric Manager runs outside of this container")
         return

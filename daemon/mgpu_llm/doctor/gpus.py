@@ -109,6 +109,8 @@ def _lost(chosen: Sequence[GpuDetails]) -> Iterator[Finding]:
     for gpu in chosen:
         if gpu.lost:
             yield SUBJECT.problem("gpus-lost", f"GPU {gpu.index}: {gpu.lost}", _RESET.format(index=gpu.index))
+        elif gpu.untold:
+            yield SUBJECT.unknown("gpus-lost", f"GPU {gpu.index}: {gpu.untold}", "sudo mgpuctl doctor")
 
 
 def _recovery(chosen: Sequence[GpuDetails]) -> Iterator[Finding]:

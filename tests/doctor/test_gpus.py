@@ -1,0 +1,155 @@
+"""What is said of GPUs, from what the real pynvml tells on a driver library made small."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mgpu_llm.adapters.gpus import GpuDetails, GpuPair, GpuProcess, HostGpus
+from mgpu_llm.doctor import gpus
+from mgpu_llm.doctor.finding import Finding
+from mgpu_llm.doctor.gpus import Told
+from tests.doctor.hosts import OPEN, Host, levels, named
+
+WELL = GpuDetails(
+    index=0,
+    uuid="GPU-0",
+    name="NVIDIA H200",
+    pci="00000000:41:00.0",
+    lost="",
+    memory_total_bytes=140 << 30,
+    memory_used_bytes=4 << 20,
+    ecc=True,
+    ecc_uncorrected=0,
+    recovery_action="none",
+    mig=False,
+    compute_mode="default",
+    persistence=True,
+    processes=(),
+)
+
+
+def told(*found: GpuDetails, pairs: Sequence[GpuPair] = ()) -> Told:
+    numbered = tuple(replace(gpu, index=index) for index, gpu in enumerate(found))
+    host = HostGpus(driver="570.124.06", cuda="12.8", nvml="12.570.124.06", gpus=numbered, pairs=tuple(pairs))
+    return Told(host=host, chosen=numbered)
+
+
+def of(tmp_path: Path, *found: GpuDetails) -> list[Finding]:
+    return list(gpus.check(Host(tmp_path).system, told(*found)))
+
+
+def test_gpus_that_are_there_free_and_well_are_well(tmp_path: Path) -> None:
+    found = of(tmp_path, WELL, WELL)
+    assert levels(found) == {"gpus-present": "ok", "gpus-recovery": "ok", "gpus-ecc": "ok", "gpus-memory": "ok"}
+    assert found[0].seen == "GPUs 0, 1 of 2: NVIDIA H200"
+
+
+@pytest.mark.parametrize(
+    ("ill", "name", "level", "cure"),
+    [
+        (replace(WELL, lost="GPU is lost (NVML error 15)"), "gpus-lost", "problem", "gpu-reset -i 1"),
+        (replace(WELL, untold="no permission to ask it"), "gpus-lost", "unknown", "sudo"),
+        (replace(WELL, recovery_action="reset"), "gpus-recovery", "problem", "gpu-reset -i 1"),
+        (replace(WELL, recovery_action="reboot"), "gpus-recovery", "problem", "sudo reboot"),
+        (replace(WELL, recovery_action="drain-p2p"), "gpus-recovery", "problem", "gpu-reset -i 1"),
+        (replace(WELL, ecc_uncorrected=3), "gpus-ecc", "warning", "replace it"),
+        (replace(WELL, mig=True, mig_slices=()), "gpus-mig", "problem", "sudo nvidia-smi -i 1 -mig 0"),
+        (replace(WELL, compute_mode="prohibited"), "gpus-compute-mode", "problem", "-i 1 -c DEFAULT"),
+        (replace(WELL, compute_mode="exclusive-process"), "gpus-compute-mode", "warning", "-i 1 -c DEFAULT"),
+        (replace(WELL, persistence=False), "gpus-persistence", "warning", "nvidia-persistenced"),
+        (replace(WELL, name="NVIDIA L4"), "gpus-alike", "warning", "gpus.use"),
+        (replace(WELL, memory_used_bytes=60 << 30), "gpus-memory", "warning", "fuser -v /dev/nvidia1"),
+        (replace(WELL, memory_used_bytes=None), "gpus-memory", "unknown", ""),
+    ],
+)
+def test_a_gpu_that_is_ill_is_named_with_its_cure(
+    tmp_path: Path, ill: GpuDetails, name: str, level: str, cure: str
+) -> None:
+    finding = named(of(tmp_path, WELL, ill), name)
+    assert finding.level == level
+    assert cure in finding.fix
+
+
+def test_what_a_driver_does_not_tell_is_no_cause_for_a_word(tmp_path: Path) -> None:
+    silent = replace(WELL, ecc=None, ecc_uncorrected=None, recovery_action=None, compute_mode=None, persistence=None)
+    assert levels(of(tmp_path, silent)) == {"gpus-present": "ok", "gpus-memory": "ok"}
+
+
+def test_who_has_memory_is_told_with_user_command_and_size_and_without_secrets(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.has("/proc/71/cmdline", "python\0train.py\0--api-key\0sk-very-secret\0")
+    taken = replace(
+        WELL,
+        memory_used_bytes=30 << 30,
+        processes=(
+            GpuProcess(pid=71, used_bytes=30 << 30, kind="compute"),
+            GpuProcess(pid=72, used_bytes=None, kind="compute"),
+        ),
+    )
+    (warning,) = (finding for finding in gpus.check(host.system, told(taken)) if finding.name == "gpus-memory")
+    user = "root" if os.geteuid() == 0 else ""
+    assert warning.seen.startswith("GPU 0: 30 GiB of 140 GiB taken, by pid 71 (")
+    assert user in warning.seen
+    assert "30 GiB): python train.py --api-key" in warning.seen
+    assert "pid 72: not to be seen from here" in warning.seen
+    assert "very-secret" not in warning.seen
+    assert warning.fix.startswith("sudo kill 71 72")
+
+
+def test_a_driver_that_is_loaded_and_silent_is_a_problem(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    silent = Told(silence="the NVIDIA driver has not answered for 12 s")
+    assert list(gpus.check(host.system, silent)) == []
+    host.has("/proc/driver/nvidia/version", OPEN)
+    (problem,) = gpus.check(host.system, silent)
+    assert (problem.level, problem.seen) == ("problem", silent.silence)
+    assert "dmesg" in problem.fix
+
+
+def test_names_that_no_gpu_has_are_a_problem(tmp_path: Path) -> None:
+    (problem,) = gpus.check(Host(tmp_path).system, replace(told(WELL), chosen=(), misnamed="no GPU 7: this host has 0"))
+    assert (problem.name, problem.seen) == ("gpus-present", "gpus.use: no GPU 7: this host has 0")
+
+
+def test_a_driver_without_gpus_is_a_problem(tmp_path: Path) -> None:
+    (problem,) = gpus.check(Host(tmp_path).system, told())
+    assert problem.level == "problem"
+
+
+def test_only_pairs_of_the_gpus_that_are_meant_count() -> None:
+    both = {"p2p_read": "ok", "p2p_write": "ok"}
+    found = told(
+        WELL,
+        WELL,
+        WELL,
+        pairs=[
+            GpuPair(one=0, other=1, nvlink=True, **both),
+            GpuPair(one=0, other=2, nvlink=False, **both),
+            GpuPair(one=1, other=2, nvlink=False, p2p_read="ok", p2p_write="chipset not supported"),
+        ],
+    )
+    assert [(pair.name, pair.how, pair.why) for pair in found.pairs] == [
+        ("0-1", "nvlink", ""),
+        ("0-2", "pcie", ""),
+        ("1-2", "none", "chipset not supported"),
+    ]
+    two = replace(found, chosen=found.chosen[:1] + found.chosen[2:])
+    assert [pair.name for pair in two.pairs] == ["0-2"]
+    untold = told(WELL, WELL, pairs=[GpuPair(one=0, other=1)])
+    assert [pair.how for pair in untold.pairs] == ["unknown"]
+
+
+def test_without_a_driver_library_nothing_is_told_and_why() -> None:
+    from mgpu_llm.adapters.gpus import Gpus
+
+    silent = asyncio.run(gpus.ask(Gpus(), "all"))
+    if silent.host is not None:
+        pytest.skip("this host has GPUs")
+    assert (silent.driver, silent.cuda, silent.pairs) == ("", "", [])
+    assert "NVML" in silent.silence
