@@ -11,10 +11,10 @@ from mgpu_llm.adapters.gpus import GpuHealth, GpusUnobserved
 from mgpu_llm.core.events import Event, GpuUnfit
 from mgpu_llm.core.xid import Action
 
-#: A GPU that is gone is gone for good: to know it within seconds is enough, and each look asks the driver three questions a GPU.
-EVERY_S: Final = 5.0
+#: An engine that hangs on a GPU that is gone answers nobody: each second counts. A look asks the driver two questions a GPU.
+EVERY_S: Final = 2.0
 #: What is told ends a service, so that it must be there a second time.
-AGAIN_S: Final = 1.0
+AGAIN_S: Final = 0.5
 #: What NVML asks of the operator (adapters/gpus/recovery.ACTIONS). To drain peer-to-peer is to end what uses it; the domain of
 #: GPUs of several hosts is nothing that one engine here must end for. What is not known is told, and ends nothing.
 ACTIONS: Final[Mapping[str, Action]] = {
@@ -85,5 +85,5 @@ def _wrong(health: GpuHealth) -> tuple[Action, str] | None:
         return Action.RESET if "NVML error 16" in health.lost else Action.LOST, health.lost
     if health.recovery_action:
         action = ACTIONS.get(health.recovery_action, Action.DRAIN)
-        return action, f'the driver asks for the recovery action "{health.recovery_action}"'
+        return action, f"the driver asks for a recovery: {health.recovery_action}"
     return None

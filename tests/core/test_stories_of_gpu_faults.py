@@ -100,8 +100,8 @@ def test_a_gpu_that_is_certainly_gone_ends_the_engine_at_once_though_it_still_an
     ("action", "what", "cause"),
     [
         (Action.LOST, "GPU is lost (NVML error 15)", "gpu-lost"),
-        (Action.RESET, 'the driver asks for the recovery action "reset"', "gpu-needs-reset"),
-        (Action.REBOOT, 'the driver asks for the recovery action "reboot"', "gpu-needs-reboot"),
+        (Action.RESET, "the driver asks for a recovery: reset", "gpu-needs-reset"),
+        (Action.REBOOT, "the driver asks for a recovery: reboot", "gpu-needs-reboot"),
     ],
 )
 def test_so_does_nvmls_word_alone_where_nobody_hears_the_kernel(action: Action, what: str, cause: str) -> None:
@@ -261,9 +261,9 @@ def test_what_is_for_information_or_the_programs_own_is_told_once_and_it_goes_on
 def test_a_drain_that_nvml_tells_serves_on_too() -> None:
     world = on_four()
     for _ in range(2):
-        unfit(world, action=Action.DRAIN, what='the driver asks for the recovery action "drain-and-reset"')
+        unfit(world, action=Action.DRAIN, what="the driver asks for a recovery: drain-and-reset")
     assert isinstance(world.state, Ready)
-    assert faults(world) == ['GPU 3: the driver asks for the recovery action "drain-and-reset"']
+    assert faults(world) == ["GPU 3: the driver asks for a recovery: drain-and-reset"]
     (told,) = world.announced("gpu.fault")
     assert "reset the GPU" in str(told.facts["advice"])
 
