@@ -36,6 +36,8 @@ class Memory(Protocol):
 
     def remember(self, key: str, gib_per_s: float | None) -> None: ...
 
+    def forget(self) -> None: ...
+
 
 class Preflight:
     """`python` begins the command of the engine's own Python, () where nobody knows it. `key` is what a pass depends on beside
@@ -83,6 +85,11 @@ class Preflight:
         self._remember(checked, keys)
         return replace(checked, took_s=self._clock() - began)
 
+    def forget(self) -> None:
+        """What has passed before has to be tried again."""
+        if self._memory is not None:
+            self._memory.forget()
+
     async def _check(
         self, entries: tuple[str, ...], environment: Mapping[str, str], transports: Mapping[str, Mapping[str, str]]
     ) -> Checked:
@@ -104,7 +111,8 @@ class Preflight:
                 finally:
                     stuck = await carried_out(probe.end())
         except (OSError, ValueError) as error:
-            return Checked(unobserved=f"cannot run the probe: {error}")
+            why = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+            return Checked(unobserved=f"cannot run '{self._python[0]}': {why}")
         return _with_stuck(_redacted(checked, Redactor(secrets_of(environment, ()))), stuck)
 
     def _remember(self, checked: Checked, keys: Mapping[str, str]) -> None:

@@ -72,10 +72,14 @@ def of_all(
 
 def _transport(trial: Trial, best: Trial | None, hung: Mapping[str, float]) -> Transport:
     if trial.passed:
-        first = trial.begun_at if trial.words_at is None else trial.words_at
-        took_s = (trial.passed_at or first) - first
-        gib_per_s = min(trial.gib_per_s, default=None)
-        return Transport(name=trial.name, works=True, gib_per_s=gib_per_s, took_s=took_s)
+        # What small tensors pass and the large ones of the measurement do not is of no use to an engine.
+        return Transport(
+            name=trial.name,
+            works=not trial.broken(),
+            gib_per_s=min(trial.gib_per_s, default=None),
+            took_s=(trial.passed_at or 0.0) - (trial.words_at or 0.0),
+            detail=trial.why(),
+        )
     if trial.name in hung:
         after_s = hung[trial.name]
         other = f"{best.name} passed within {best.took_s:.1f} s" if best else "and no other came back either"

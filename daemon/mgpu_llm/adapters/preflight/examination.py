@@ -26,20 +26,21 @@ class Patience:
     After `others_s` the alternatives are begun, which costs nothing but their work. A transport hangs, once another has
     passed, when it has had `floor_s` (the launch's own; the alternatives, which began together, `other_floor_s`), `more_s` for
     each GPU beyond two, `times` what the other took, and `grace_s` since that passed. Where none has passed, it is
-    `hopeless_s`.
+    `hopeless_s`. Two healthy H100s need one or two; eight GPUs, and NCCL's NVLink multicast, have more to set up.
     """
 
     others_s: float = 3.0
-    floor_s: float = 8.0
+    floor_s: float = 7.0
     other_floor_s: float = 4.0
     more_s: float = 1.0
     times: float = 4.0
     grace_s: float = 1.5
     hopeless_s: float = 30.0
+    settled_s: float = 1.0
     measured_s: float = 5.0
     killed_s: float = 3.0
     copies_s: float = 3.0
-    pairs_s: float = 15.0
+    pairs_s: float = 12.0
 
 
 class OverError(Exception):
@@ -88,9 +89,12 @@ class Examination:
             return answer.of_nothing(str(over), self._trials.get(AS_LAUNCHED), self.entries)
 
     async def _between(self, own: Trial) -> Checked:
-        if self._direct:
-            self._tell(COPIES, range(len(self.entries)), role="copies")
-        await self.learn(lambda: own.settled(self.now) or self._age(own) >= self.patience.others_s)
+        await self.learn(lambda: own.settled(self.now) or own.ready_at is not None)
+        if self._direct and own.ready_at is not None:
+            # Not before: a GPU that takes one process only (nvidia-smi -c EXCLUSIVE_PROCESS) is for the rank.
+            self._tell(COPIES, own.devices, role="copies")
+        others_s = self.patience.others_s + self.patience.more_s * max(0, len(own.devices) - 2) / 2
+        await self.learn(lambda: own.settled(self.now) or self._age(own) >= others_s)
         if own.failed(self.now) and not own.broken():
             return answer.of_gpus(own, self.entries)
         others = []
@@ -133,7 +137,12 @@ class Examination:
         await self.buried([trial for trial in trials if trial is not best])
         self._program.tell({"measure": best.name})
         since = self.now
-        await self.learn(lambda: bool(best.gib_per_s) or self.now - since >= self.patience.measured_s)
+        await self.learn(
+            lambda: (
+                len(best.gib_per_s) + len(best.failures) >= len(best.devices)
+                or self.now - since >= self.patience.measured_s
+            )
+        )
 
     def _decided(self, trials: Sequence[Trial]) -> bool:
         """Whether what is known will do: everything that is gentler than the first one to pass has had its chance."""
@@ -149,7 +158,7 @@ class Examination:
         )
 
     def _hung(self, trial: Trial, trials: Iterable[Trial]) -> bool:
-        if trial.settled(self.now) or trial.ready_at is None:
+        if not trial.waits():
             return False
         passed = [other for other in trials if other.passed_at is not None]
         if not passed:
@@ -179,7 +188,9 @@ class Examination:
         self, name: str, devices: Sequence[int], *, alone: bool = False, env: Mapping[str, str] | None = None
     ) -> Trial:
         self._tell(name, devices, role="ranks", alone=alone, env=dict(env or {}))
-        self._trials[name] = Trial(name=name, devices=tuple(devices), begun_at=self.now)
+        self._trials[name] = Trial(
+            name=name, devices=tuple(devices), begun_at=self.now, settled_s=self.patience.settled_s
+        )
         return self._trials[name]
 
     def _tell(self, name: str, devices: Sequence[int], **more: object) -> None:
@@ -228,7 +239,7 @@ class Examination:
             stage = own.stages.get(rank, "")
             if stage in ("", *ON_ONE_GPU):
                 return f"GPU {self.entries[rank]} was not {'ready' if stage else 'reached'} in time"
-        return "the GPUs did not get through to each other in time, by no transport"
+        return "the GPUs had not got through to each other when the time was over"
 
     def _last_words(self) -> str:
         words = [line for line in self._program.words if line.strip()]

@@ -46,6 +46,8 @@ class Program:
         self._messages: deque[Message] = deque()
         self._news = asyncio.Event()
         self._ended = False
+        #: Before its first order it has nobody to bury, and does not listen.
+        self._ordered = False
         #: The last lines that it printed, whoever of it did.
         self.words: deque[str] = deque(maxlen=WORDS)
         loop = asyncio.get_running_loop()
@@ -57,6 +59,7 @@ class Program:
 
     def tell(self, order: Mapping[str, Any]) -> None:
         """Does nothing where the probe has ended, which `messages` tells."""
+        self._ordered = True
         with contextlib.suppress(OSError):
             os.write(_descriptor(self._popen.stdin), json.dumps(order).encode() + b"\n")
 
@@ -74,7 +77,7 @@ class Program:
         """Returns once no process of it is left, or names those that outlive SIGKILL. To be called once."""
         with contextlib.suppress(OSError):
             self._popen.stdin.close()  # type: ignore[union-attr]  # it was made with a pipe
-        if not await _until(lambda: self._ended, BURIED_S):
+        if not self._ordered or not await _until(lambda: self._ended, BURIED_S):
             self._kill_all()
         stuck: tuple[str, ...] = ()
         if not await _until(lambda: not self._members(), STUCK_S, self._kill_all):
@@ -165,6 +168,7 @@ async def begin(python: Sequence[str], environment: Mapping[str, str]) -> Progra
             start_new_session=True,
         )
         spawned.append(popen)
+        _first_to_go_without_memory(popen.pid)
 
     try:
         # Beside the loop: the disk that holds this Python may be dead. In a thread that lasts: with it the probe would die.
@@ -190,6 +194,13 @@ async def _until(true: Callable[[], bool], limit_s: float, meanwhile: Callable[[
         meanwhile()
         await asyncio.sleep(PASS_S)
     return True
+
+
+def _first_to_go_without_memory(pid: int) -> None:
+    """The daemon may be protected from the kernel's OOM killer (OOMScoreAdjust); what it only tries out must not be."""
+    with contextlib.suppress(OSError):
+        if int(Path("/proc/self/oom_score_adj").read_text()) < 0:
+            Path(f"/proc/{pid}/oom_score_adj").write_text("0")
 
 
 def _bury(pid: int) -> None:

@@ -45,9 +45,7 @@ def _judged(examination: Examination, trials: Sequence[Trial], took_s: float) ->
 
 
 def _late(examination: Examination, trial: Trial, took_s: float) -> bool:
-    if trial.settled(examination.now) or trial.ready_at is None:
-        return False
-    return examination.overdue(trial, took_s, examination.patience.other_floor_s)
+    return trial.waits() and examination.overdue(trial, took_s, examination.patience.other_floor_s)
 
 
 def tournament(players: int) -> Iterator[list[tuple[int, int]]]:

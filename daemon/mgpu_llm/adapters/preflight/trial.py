@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-#: What another one's failing may still bring: NCCL's other ranks say that a peer has gone before that peer says why it went.
-SETTLED_S: Final = 1.0
 #: As the stages of the probe are called: before these nothing has been asked of a GPU, and of NCCL.
 ON_ONE_GPU: Final = ("context", "computing")
 BETWEEN_GPUS: Final = ("ready", "passed")
@@ -39,11 +37,13 @@ class Failure(NamedTuple):
 
 @dataclass(kw_only=True)
 class Trial:
-    """`devices` are the indices of its GPUs; rank N is on the Nth."""
+    """`devices` are the indices of its GPUs; rank N is on the Nth. When one rank has failed, the others have `settled_s` to say
+    what they know: NCCL's ranks say that a peer has gone before that peer says why it went."""
 
     name: str
     devices: tuple[int, ...]
     begun_at: float
+    settled_s: float = 1.0
     words_at: float | None = None
     ready_at: float | None = None
     passed_at: float | None = None
@@ -93,10 +93,17 @@ class Trial:
 
     def failed(self, at: float) -> bool:
         """Whether it has failed, and whoever had to say something about that has had the time to."""
-        return not self.passed and self.failed_at is not None and at - self.failed_at >= SETTLED_S
+        if self.passed or self.failed_at is None:
+            return False
+        said = set(self.failures) | {rank for rank, stage in self.stages.items() if stage == "passed"}
+        return len(said) == len(self.devices) or at - self.failed_at >= self.settled_s
 
     def settled(self, at: float) -> bool:
         return self.passed or self.failed(at)
+
+    def waits(self) -> bool:
+        """Whether all its ranks are ready, and nothing has come of it yet."""
+        return self.ready_at is not None and not self.passed and self.failed_at is None
 
     def alone(self) -> bool:
         """Whether each of its GPUs works all by itself."""

@@ -49,7 +49,7 @@ def all_reduce(tensor: Tensor) -> None:
     wrong = faults.come("all_reduce", gpu=cuda.current_device(), over=world)
     call = next(_calls)
     mine = path.with_name(f"{path.name}.{call}.{rank}")
-    fresh = mine.with_suffix(".new")
+    fresh = mine.with_name(f"{mine.name}.new")
     fresh.write_text(str(tensor.min()))
     fresh.replace(mine)
     others = [path.with_name(f"{path.name}.{call}.{other}") for other in range(world)]
