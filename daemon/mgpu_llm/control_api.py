@@ -4,6 +4,7 @@ GET  /v1/status    Status                       GET  /v1/ladder    {"rungs": [Ru
 GET  /v1/logs?lines=N   {"lines": [str]}        POST /v1/start|stop|restart|forget   {"accepted": true, "message": str}
 GET  /v1/plan?cause=CAUSE   {"cause": str, "plans": [...]}, as `mgpud --plan CAUSE` has it, and "begins": {"rung", "since"}
                    of what the next start begins with, or null; status 400: no such cause
+GET  /v1/gpus      the GPUs of the host and who uses them, as gpu_json has it; status 409: the driver does not answer
 GET  /v1/incidents {"incidents": [{"id": str, ...}]}, oldest first
 GET  /v1/incidents/ID   incident.json, "folder" and "files" with it; ID may be the beginning of one, or "last"
 GET  /v1/incidents/ID/archive   a .tar.gz of it
@@ -24,6 +25,7 @@ STATUS = "/v1/status"
 LADDER = "/v1/ladder"
 PLAN = "/v1/plan"
 LOGS = "/v1/logs"
+GPUS = "/v1/gpus"
 INCIDENTS = "/v1/incidents"
 #: The most lines of the engine that one request may ask for.
 MOST_LINES = 10_000

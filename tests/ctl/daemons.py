@@ -18,6 +18,7 @@ import mgpu_llm
 from mgpu_llm.adapters.control_socket import RefusedError, UnknownError, serving
 from mgpu_llm.adapters.incidents import Incidents, NoIncidentError
 from mgpu_llm.core.status import RungStatus, Status
+from tests.ctl.host_gpus import HOST_GPUS
 from tests.ctl.samples import PLANS, RUNGS, STARTING
 
 DEADLINE_S = 60.0
@@ -33,6 +34,8 @@ class SampleBackend:
         self.ladder = RUNGS
         self.asked: list[tuple[str, str]] = []
         self.refusal = ""
+        self.host_gpus = HOST_GPUS
+        self.driver_silent = ""
         self.kept = Incidents(None, keep=0, max_bytes=0)
         self.questions = 0
         self._requested = False
@@ -53,6 +56,11 @@ class SampleBackend:
 
     def engine_lines(self, count: int) -> tuple[str, ...]:
         return self.lines[-count:]
+
+    async def gpus(self) -> dict[str, Any]:
+        if self.driver_silent:
+            raise RefusedError(self.driver_silent)
+        return self.host_gpus
 
     async def incidents(self) -> list[dict[str, Any]]:
         return await asyncio.to_thread(self.kept.listed)

@@ -64,6 +64,10 @@ class Backend(Protocol):
         or raises RefusedError."""
         ...
 
+    async def gpus(self) -> dict[str, Any]:
+        """The GPUs of the host and who uses them. Raises RefusedError where the driver does not tell."""
+        ...
+
     async def incidents(self) -> list[dict[str, Any]]:
         """What is kept of failed attempts, in short, oldest first. This and the next two raise RefusedError where the disk
         does not answer."""
@@ -149,6 +153,9 @@ def _application(backend: Backend) -> web.Application:
         except ValueError as error:
             raise web.HTTPBadRequest(text=str(error)) from None
 
+    async def gpus(_: web.Request) -> web.Response:
+        return web.json_response(await backend.gpus())
+
     async def ask(request: web.Request) -> web.Response:
         await request.read()  # a body over the limit is refused here, with 413
         verb = request.path.rpartition("/")[2]
@@ -160,6 +167,7 @@ def _application(backend: Backend) -> web.Application:
     application.router.add_get(control_api.LADDER, ladder)
     application.router.add_get(control_api.LOGS, logs)
     application.router.add_get(control_api.PLAN, plan)
+    application.router.add_get(control_api.GPUS, gpus)
     for verb in control_api.VERBS:
         application.router.add_post(f"/v1/{verb}", ask)
     _add_incidents(application.router, backend)

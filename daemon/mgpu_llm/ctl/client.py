@@ -85,6 +85,10 @@ class Client:
         """What would be tried against a cause; a Failure with code WRONG_COMMAND where the daemon does not know it."""
         return self._request("GET", f"{control_api.PLAN}?cause={quote(cause, safe='')}")
 
+    def gpus(self) -> dict[str, Any]:
+        """The GPUs of the host and who uses them; a Failure with code REFUSED where the driver does not tell the daemon."""
+        return self._request("GET", control_api.GPUS)
+
     def incidents(self) -> list[dict[str, Any]]:
         with self._or_on_the_disk(_INCIDENT_FOLDERS), self.making_sense():
             return [dict(incident) for incident in self._request("GET", control_api.INCIDENTS)["incidents"]]

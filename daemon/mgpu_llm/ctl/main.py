@@ -21,6 +21,7 @@ VERBS = (
     "attempts",
     "ladder",
     "plan",
+    "gpus",
     "doctor",
     "logs",
     "start",
@@ -43,7 +44,7 @@ Exit codes:
   5  no answer in 5 s, or not one of a mgpud
   6  the engine is stopped (status, --wait)
   7  the engine has failed, the daemon gave up (status, --wait)
-  8  the daemon refused, the result could not be written, or plan: mgpud cannot make one"""
+  8  the daemon refused, the result could not be written, or plan, gpus: mgpud cannot make one"""
 
 
 class Verbs(click.Group):

@@ -1,4 +1,4 @@
-"""mgpuctl status --watch: the load in bars, or the status page, drawn anew twice a second, until Ctrl-C."""
+"""What is drawn anew until Ctrl-C; of mgpuctl status --watch: the load in bars, or the status page, twice a second."""
 
 from __future__ import annotations
 
@@ -21,30 +21,42 @@ from mgpu_llm.ctl.load import steps
 from mgpu_llm.ctl.words import page, plain
 
 EVERY_S = 0.5
+#: Lines for a terminal of so many columns and rows, and whether they are a picture. May raise Failure.
+Look = Callable[[int, int], tuple[list[str], bool]]
 
 
 def watch_status(client: Client) -> int:
     """Survives the daemon: while none answers it says so, and goes on asking."""
+
+    def look(width: int, height: int) -> tuple[list[str], bool]:
+        status = client.status()
+        with client.making_sense():
+            return _lines(status, width, height)
+
+    return watch(look, _Steps(client).show, every_s=EVERY_S, verb="status")
+
+
+def watch(look: Look, show: Callable[[], None], *, every_s: float, verb: str) -> int:
+    """Draw what `look` gives, or where nothing can be drawn over, `show` it; `verb` is where all of it is, without --watch."""
     console = Console(file=sys.stdout, highlight=False)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a terminal must be given back as it was
     try:
         if sys.stdout.isatty() and console.is_terminal and not console.is_dumb_terminal:
-            _draw(client, console)
+            _draw(_Picture(look, console, every_s, verb), console, every_s)
         else:
-            _repeat(_Steps(client).show)
+            _repeat(show, every_s)
     except KeyboardInterrupt:
         return exits.DONE
 
 
-def _repeat(show: Callable[[], None]) -> NoReturn:
+def _repeat(show: Callable[[], None], every_s: float) -> NoReturn:
     while True:
         show()
-        time.sleep(EVERY_S)
+        time.sleep(every_s)
 
 
-def _draw(client: Client, console: Console) -> NoReturn:
+def _draw(picture: _Picture, console: Console, every_s: float) -> NoReturn:
     """On the terminal's other screen, cell over cell: nothing flickers, nothing is left over when its size changes."""
-    picture = _Picture(client, console)
     live = Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
 
     def step_aside(*_: object) -> None:  # Ctrl-Z: the shell wants its own screen, with a cursor
@@ -55,7 +67,7 @@ def _draw(client: Client, console: Console) -> NoReturn:
     signal.signal(signal.SIGTSTP, step_aside)
     try:
         with live:
-            _repeat(lambda: live.update(picture.now(), refresh=True))
+            _repeat(lambda: live.update(picture.now(), refresh=True), every_s)
     finally:
         console.print(picture.last)
 
@@ -63,9 +75,11 @@ def _draw(client: Client, console: Console) -> NoReturn:
 class _Picture:
     """What is on the screen; `last` remains for the scrollback when the other screen is gone."""
 
-    def __init__(self, client: Client, console: Console) -> None:
-        self._client = client
+    def __init__(self, look: Look, console: Console, every_s: float, verb: str) -> None:
+        self._look = look
         self._console = console
+        self._every_s = every_s
+        self._verb = verb
         self.last = Text()
 
     def now(self) -> Text:
@@ -74,11 +88,9 @@ class _Picture:
         width, height = size.columns or 80, size.lines or 24
         self._console.size = (width, height)
         try:
-            status = self._client.status()
-            with self._client.making_sense():
-                lines, whole = _lines(status, width, height)
+            lines, whole = self._look(width, height)
         except Failure as failure:
-            lines = [f"mgpuctl: {plain(failure.message)}", "", f"(asking again every {EVERY_S:g} s, end with Ctrl-C)"]
+            lines = [f"mgpuctl: {plain(failure.message)}", "", f"(asking again every {self._every_s:g} s, end with Ctrl-C)"]
             whole = False
         self.last = self._fitted("\n".join(lines), height, whole=whole)
         return self.last
@@ -90,7 +102,7 @@ class _Picture:
             shown.wrap(self._console, self._console.width, overflow="crop" if whole else "fold", no_wrap=whole)
         )
         if len(lines) > height:
-            lines[height - 1 :] = [Text(f"({len(lines) - height + 1} more lines: mgpuctl status)")]
+            lines[height - 1 :] = [Text(f"({len(lines) - height + 1} more lines: mgpuctl {self._verb})")]
         return Text("\n").join(lines)
 
 
