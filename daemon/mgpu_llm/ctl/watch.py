@@ -90,7 +90,11 @@ class _Picture:
         try:
             lines, whole = self._look(width, height)
         except Failure as failure:
-            lines = [f"mgpuctl: {plain(failure.message)}", "", f"(asking again every {self._every_s:g} s, end with Ctrl-C)"]
+            lines = [
+                f"mgpuctl: {plain(failure.message)}",
+                "",
+                f"(asking again every {self._every_s:g} s, end with Ctrl-C)",
+            ]
             whole = False
         self.last = self._fitted("\n".join(lines), height, whole=whole)
         return self.last
