@@ -78,8 +78,8 @@ def test_a_check_tells_who_holds_the_gpus_and_does_not_mind_its_own_instance(
 ) -> None:
     nvml.set([FakeGpu()] * 2)
     first = begin(settings={**locks, "gpus.use": [0, 1]}, environ=nvml.environment())
-    other = begin(settings={**locks, "gpus.use": [1]}, environ=nvml.environment())
     first.ready()
+    other = begin(settings={**locks, "gpus.use": [1]}, environ=nvml.environment())
     assert other.ended() == 75
 
     def check(config: Path) -> tuple[int, list[str]]:
