@@ -74,7 +74,7 @@ def bridge_config(acs_control: int) -> bytes:
 
 def levels(findings: Sequence[Finding]) -> dict[str, str]:
     """The level of each check, where it was told once."""
-    told = {finding.name: finding.level for finding in findings}
+    told: dict[str, str] = {finding.name: finding.level for finding in findings}
     assert len(told) == len(findings), f"several of one name: {[finding.name for finding in findings]}"
     return told
 

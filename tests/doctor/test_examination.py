@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from mgpu_llm import questions
+from mgpu_llm.__main__ import main
 from mgpu_llm.adapters.gpus import Gpus
 from mgpu_llm.config import parse
 from mgpu_llm.doctor import account, examination
 from mgpu_llm.doctor.examination import Check, Patient, examine
 from mgpu_llm.doctor.finding import Finding, Subject
+from mgpu_llm.startup import CannotStartError
 from tests.support.fake_nvml import FakeGpu, FakeNvml, build
 
 SUBJECT = Subject("tests")
@@ -62,6 +66,12 @@ def config(folder: Path, text: str) -> Path:
     return file
 
 
+def found_in(file: Path) -> list[Finding]:
+    """The same of a config, without a process of its own."""
+    who = account.account("root") if os.geteuid() == 0 else account.account(None)
+    return asyncio.run(examine(Patient(loaded=parse.load(file), who=who, environ=os.environ), Gpus()))
+
+
 def by_name(document: dict[str, Any]) -> dict[str, dict[str, str]]:
     return {finding["name"]: finding for finding in document["findings"]}
 
@@ -99,35 +109,37 @@ def test_what_the_driver_tells_of_the_configs_gpus_is_judged(tmp_path: Path, nvm
 
 
 def test_problems_of_the_config_are_among_the_findings(tmp_path: Path) -> None:
-    document = doctor("--config", str(config(tmp_path, 'gpus.use = "none"\ngpus.tensor_paralel = 2\n')))
-    told = [finding for finding in document["findings"] if finding["name"] == "config"]
-    assert any("tensor_paralel" in finding["seen"] and "tensor_parallel" in finding["fix"] for finding in told)
+    file = config(tmp_path, 'gpus.use = "none"\ngpus.tensor_paralel = 2\n')
+    told = [finding for finding in found_in(file) if finding.name == "config"]
+    assert any("tensor_paralel" in finding.seen and "tensor_parallel" in finding.fix for finding in told)
 
 
-def test_a_config_that_is_not_there_is_a_problem_where_it_was_named(tmp_path: Path) -> None:
-    document = doctor("--config", str(tmp_path / "none.toml"))
-    assert by_name(document)["config"]["level"] == "problem"
-    assert document["config"] == str(tmp_path / "none.toml")
+def test_a_config_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
+    (told,) = [finding for finding in found_in(tmp_path / "none.toml") if finding.name == "config"]
+    assert told.level == "problem"
 
 
-def test_a_user_that_there_is_not_is_a_wrong_command(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "mgpu_llm", "--doctor", "--user", "nobody-of-this-name"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=DEADLINE_S,
+def test_a_user_that_there_is_not_is_a_wrong_command() -> None:
+    with pytest.raises(CannotStartError) as refused:
+        asyncio.run(questions.doctor(Path("none.toml"), "nobody-of-this-name"))
+    assert refused.value.status == 2
+    assert refused.value.message == (
+        'cannot examine this host: there is no user "nobody-of-this-name"; see `getent passwd`'
     )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == ('cannot examine this host: there is no user "nobody-of-this-name"; see `getent passwd`\n')
 
 
-@pytest.mark.parametrize("words", [["--doctor", "--check"], ["--doctor", "--plan", "unknown"], ["--user", "root"]])
-def test_one_question_is_asked_at_a_time(words: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "mgpu_llm", *words], capture_output=True, check=False, timeout=DEADLINE_S
-    )
-    assert done.returncode == 2
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--doctor", "--check"],
+        ["--doctor", "--plan", "unknown"],
+        ["--user", "root"],
+        ["--probe"],
+        ["--doctor", "--force"],
+    ],
+)
+def test_one_question_is_asked_at_a_time_and_whole(words: list[str]) -> None:
+    assert CliRunner().invoke(main, words).exit_code == 2
 
 
 def fails() -> Iterator[Finding]:
@@ -158,10 +170,7 @@ def test_a_check_that_fails_or_hangs_is_a_finding_and_costs_no_other() -> None:
     assert fine[0].level == "ok"
 
 
-def test_an_engine_gets_what_its_unit_has_and_else_what_we_have(tmp_path: Path) -> None:
-    who = account.account("root") if os.geteuid() == 0 else account.account(None)
-    loaded = parse.load(config(tmp_path, 'gpus.use = "none"\nengine.env.LD_PRELOAD = "/lib/other.so"\n'))
-    patient = Patient(loaded=loaded, who=who, environ={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)})
-    found = asyncio.run(examine(patient, Gpus()))
-    (told,) = [finding for finding in found if finding.name == "engine-environment"]
+def test_what_the_config_gives_the_engine_counts_too(tmp_path: Path) -> None:
+    file = config(tmp_path, 'gpus.use = "none"\nengine.env.LD_PRELOAD = "/lib/other.so"\n')
+    (told,) = [finding for finding in found_in(file) if finding.name == "engine-environment"]
     assert "/lib/other.so" in told.seen
