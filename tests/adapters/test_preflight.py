@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 
 from mgpu_llm.adapters.memory.preflight import PassedPreflights
 from mgpu_llm.adapters.preflight import Patience, Preflight
+from mgpu_llm.adapters.preflight.program import PROBE
 from mgpu_llm.core.preflight import AS_LAUNCHED, Checked, Transport
 
 SUPPORT: Final = Path(__file__).resolve().parents[1] / "support"
@@ -233,6 +235,20 @@ def test_a_start_that_is_slow_everywhere_is_no_hang() -> None:
     assert works(checked)[AS_LAUNCHED] is True
 
 
+def test_a_host_that_stood_still_for_half_a_minute_is_no_hang() -> None:
+    began = time.monotonic()
+
+    def clock() -> float:
+        now = time.monotonic()
+        return now if now < began + 0.8 else now + 30.0
+
+    patience = Patience(others_s=0.05, floor_s=5.0, grace_s=0.1)
+    checking = Preflight(python=(sys.executable,), memory=None, key={}, deadline_s=90.0, clock=clock, patience=patience)
+    slow: Fault = {"at": "all_reduce", "do": "sleep", "s": 0.6, "unless": NO_P2P}
+    checked = asyncio.run(checking.check(gpus(2), environment(slow), TRANSPORTS))
+    assert works(checked)[AS_LAUNCHED] is True
+
+
 def test_a_gpu_that_never_becomes_ready_is_no_verdict() -> None:
     checked = check({"at": "context", "do": "hang", "gpu": 1}, deadline_s=1.0)
     assert (checked.transports, checked.gpus) == ((), {})
@@ -300,6 +316,13 @@ def test_neither_the_folder_we_are_in_nor_that_of_the_probe_hides_modules(
     (tmp_path / "torch.py").write_text("raise ImportError('the wrong one')")
     monkeypatch.chdir(tmp_path)
     assert works(check()) == {AS_LAUNCHED: True}
+
+
+def test_the_probe_needs_python_3_9_and_pytorch_and_nothing_else() -> None:
+    tree = ast.parse(PROBE.read_text(), feature_version=(3, 9))
+    imported = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
+    imported += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert {name.split(".")[0] for name in imported} - sys.stdlib_module_names == {"torch"}
 
 
 def test_the_fault_for_real_gpus_hangs_the_probe_too_until_p2p_is_off(tmp_path: Path) -> None:

@@ -58,15 +58,20 @@ def until_there_are(count: int, mark: str) -> None:
     wait_for(lambda: len(marked(mark)) >= count)
 
 
-def nothing_is_left_by(what: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    descriptors, folders = sorted(map(str, Path("/proc/self/fd").iterdir())), set(own_folders())
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a check makes its own folder."""
+    made = tmp_path / "tmp"
+    made.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(made))
+    return made
+
+
+def nothing_is_left_by(what: Callable[[], Coroutine[Any, Any, None]], folder: Path) -> None:
+    descriptors = sorted(map(str, Path("/proc/self/fd").iterdir()))
     asyncio.run(what())
     assert sorted(map(str, Path("/proc/self/fd").iterdir())) == descriptors
-    assert set(own_folders()) <= folders
-
-
-def own_folders() -> Iterator[Path]:
-    return Path(tempfile.gettempdir()).glob("mgpu-llm-preflight-*")
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -74,7 +79,7 @@ def own_folders() -> Iterator[Path]:
     [(IMPORT, 1), (CONTEXT, 3), ({**HANGS, "gpu": 1}, 1 + 2 + 2 + 2)],
     ids=["import", "contexts", "alternatives"],
 )
-def test_a_check_that_is_cancelled_leaves_nothing(fault: Fault, processes: int, mark: str) -> None:
+def test_a_check_that_is_cancelled_leaves_nothing(fault: Fault, processes: int, mark: str, folder: Path) -> None:
     async def cancelled() -> None:
         checking = preflight(patience=QUICK if processes > 3 else None)
         task = asyncio.ensure_future(checking.check(gpus(2), environment(fault, MARK=mark), TRANSPORTS))
@@ -86,10 +91,10 @@ def test_a_check_that_is_cancelled_leaves_nothing(fault: Fault, processes: int, 
             await task
         assert marked(mark) == []
 
-    nothing_is_left_by(cancelled)
+    nothing_is_left_by(cancelled, folder)
 
 
-def test_a_check_that_is_cancelled_at_once_leaves_nothing(mark: str) -> None:
+def test_a_check_that_is_cancelled_at_once_leaves_nothing(mark: str, folder: Path) -> None:
     async def cancelled() -> None:
         task = asyncio.ensure_future(preflight().check(gpus(2), environment(IMPORT, MARK=mark), TRANSPORTS))
         await asyncio.sleep(0)
@@ -98,17 +103,17 @@ def test_a_check_that_is_cancelled_at_once_leaves_nothing(mark: str) -> None:
             await task
         assert marked(mark) == []
 
-    nothing_is_left_by(cancelled)
+    nothing_is_left_by(cancelled, folder)
 
 
 @pytest.mark.parametrize("fault", [None, HANGS], ids=["healthy", "hanging"])
-def test_a_check_that_comes_to_its_end_leaves_nothing(fault: Fault | None, mark: str) -> None:
+def test_a_check_that_comes_to_its_end_leaves_nothing(fault: Fault | None, mark: str, folder: Path) -> None:
     async def ended() -> None:
         faults = [fault] if fault else []
         await preflight(patience=QUICK).check(gpus(2), environment(*faults, MARK=mark), TRANSPORTS)
         assert marked(mark) == []
 
-    nothing_is_left_by(ended)
+    nothing_is_left_by(ended, folder)
 
 
 def test_a_probe_that_does_not_get_through_its_import_is_killed(mark: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from structlog.typing import EventDict
 
 from mgpu_llm.adapters.memory.preflight import MOST, PassedPreflights
+from mgpu_llm.adapters.preflight import Patience
 from mgpu_llm.core.preflight import AS_LAUNCHED, Checked
 from tests.adapters.test_preflight import HANGS, NO_P2P, QUICK, TRANSPORTS, environment, gpus, preflight, works
 
@@ -149,8 +151,7 @@ def test_the_real_gpus_of_this_host_pass(tmp_path: Path) -> None:
     if not count:
         pytest.skip("there is no GPU")
     memory = PassedPreflights(tmp_path)
-    environment = {"PATH": "/usr/bin:/bin"}
-    checking = preflight(memory=memory, python=(sys.executable,))
-    checked = asyncio.run(checking.check(gpus(count), environment, TRANSPORTS))
+    checking = preflight(memory=memory, python=(sys.executable,), patience=Patience())
+    checked = asyncio.run(checking.check(gpus(count), {**os.environ}, TRANSPORTS))
     assert (checked.gpus, checked.pairs, checked.unobserved) == ({}, {}, "")
     assert works(checked) == ({AS_LAUNCHED: True} if count > 1 else {})

@@ -73,8 +73,8 @@ async def tried(case: Case, preflight: Preflight, gpus: Mapping[str, str], told:
         checked = await asyncio.wait_for(check, case.cancel_s)
     except TimeoutError:
         cancelled_s = time.monotonic() - began - (case.cancel_s or 0.0)
-    wall_s, after = time.monotonic() - began, await held(told, gpus)
-    left = marked()
+    wall_s = time.monotonic() - began
+    left, after = marked(), await held(told, gpus)
     ok = checked is None if case.cancel_s is not None else checked is not None and as_it_must_be(case, checked)
     grown = [now - then for now, then in zip(after, before, strict=True)]
     return {

@@ -28,8 +28,8 @@ VARIABLE: Final = "MGPU_LLM_PREFLIGHT"
 WORDS: Final = 50
 LONGEST_WORD: Final = 1000
 #: How long the probe may take to kill and bury its own, and how long what outlives SIGKILL is waited for.
-BURIED_S: Final = 3.0
-STUCK_S: Final = 5.0
+BURIED_S: Final = 5.0
+STUCK_S: Final = 10.0
 PASS_S: Final = 0.02
 
 Message = dict[str, Any]
