@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import mgpu_llm
 from mgpu_llm.config import launching, model
 from mgpu_llm.config.context import context_length
 from mgpu_llm.config.endpoint import Listening, endpoint, listening
+from mgpu_llm.config.fitting import Fitting, fitting
 from mgpu_llm.config.ladder import to_ladder
 from mgpu_llm.config.schema import Config
 from mgpu_llm.core.endpoint import Endpoint
 from mgpu_llm.core.history import launch_key
 from mgpu_llm.core.ladder import Ladder
 from mgpu_llm.core.launch import Server, argv
+from mgpu_llm.core.preflight import When
 from mgpu_llm.core.report import Identity
 from mgpu_llm.core.states import Policy
 from mgpu_llm.host import Found, Versions
@@ -24,7 +26,9 @@ from mgpu_llm.host import Found, Versions
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything that the config decides. `uuids` maps the entries of CUDA_VISIBLE_DEVICES to NVML's UUIDs, spares included.
-    `driver_told`: the GPUs are what the driver says of them, and not only what the config calls them."""
+    `driver_told`: the GPUs are what the driver says of them, and not only what the config calls them. `fitting` is
+    whether the model fits them, None where nobody can tell, and `used_bytes` what is used of each now. `versions` are known of a
+    plan to be run."""
 
     policy: Policy
     server: Server
@@ -35,6 +39,9 @@ class Plan:
     state_dir: Path
     uuids: Mapping[str, str]
     driver_told: bool = True
+    fitting: Fitting | None = None
+    used_bytes: Mapping[str, int] = field(default_factory=dict)
+    versions: Versions = field(default_factory=Versions)
 
 
 def plan(config: Config, found: Found, command: tuple[str, ...], environ: Mapping[str, str]) -> Plan:
@@ -42,12 +49,13 @@ def plan(config: Config, found: Found, command: tuple[str, ...], environ: Mappin
     server = launching.to_server(config, command)
     where = endpoint(config, environ)
     uuids = {**(found.uuids or {}), **found.spares}
+    fitted = fitting(config, environ, found.memory_bytes)
     ladder = to_ladder(
         config,
         launching.to_base_launch(config, None if found.uuids is None else tuple(found.uuids)),
         model.model_heads(config, environ),
-        least_memory=model.least_memory(config, environ),
-        gpu_bytes=found.smallest_bytes,
+        need=None if fitted is None else fitted.need,
+        gpu_bytes=found.memory_bytes,
         context=context_length(config, environ),
         nvlink=found.nvlink,
         spares=tuple(found.spares),
@@ -62,6 +70,8 @@ def plan(config: Config, found: Found, command: tuple[str, ...], environ: Mappin
         runtime_dir=Path(config.daemon.runtime_dir),
         state_dir=Path(config.daemon.state_dir),
         uuids=uuids,
+        fitting=fitted,
+        used_bytes=found.used_bytes,
     )
 
 
@@ -89,6 +99,7 @@ def _policy(config: Config, ladder: Ladder) -> Policy:
     retries, serving, stop, heartbeat = config.retries, config.serving, config.stop, config.heartbeat
     return Policy(
         ladder=ladder,
+        preflight=When(config.preflight.mode),
         up_after=config.ladder.retry_up_after,
         patience=launching.to_patience(config),
         learn_factor=heartbeat.learn_factor if heartbeat.learn else None,

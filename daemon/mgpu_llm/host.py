@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Final
@@ -25,22 +25,27 @@ ENGINE_S: Final = 7.0
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """The configured GPUs. `uuids` and `spares` have NVML's UUIDs by entry of CUDA_VISIBLE_DEVICES, in the config's order;
-    `uuids` is None where the config wants no GPUs. `smallest_bytes` is the memory of the smallest of those in use."""
+    `uuids` is None where the config wants no GPUs. `memory_bytes` is what each of those in use has, in that order, and
+    `used_bytes` what is used of it now, by entry; a GPU that does not tell is not in it."""
 
     uuids: Mapping[str, str] | None = None
     spares: Mapping[str, str] = field(default_factory=dict)
-    smallest_bytes: int | None = None
+    memory_bytes: tuple[int, ...] = ()
+    used_bytes: Mapping[str, int] = field(default_factory=dict)
     nvlink: Nvlink = Nvlink.NONE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Versions:
-    """Of the driver, and of what is in the engine's environment; `boot` is the id of this boot. "" is what nobody tells."""
+    """Of the driver, and of what is in the engine's environment; `boot` is the id of this boot, and `python` how the engine's
+    Python is called. "" and () are what nobody tells."""
 
     driver: str = ""
     vllm: str = ""
+    torch: str = ""
     nccl: str = ""
     boot: str = ""
+    python: tuple[str, ...] = ()
 
 
 async def find_gpus(loaded: Loaded, driver: Gpus) -> Found | ConfigProblem | GpusUnobserved:
@@ -64,7 +69,8 @@ async def find_gpus(loaded: Loaded, driver: Gpus) -> Found | ConfigProblem | Gpu
     return Found(
         uuids=_by_index(chosen),
         spares=_by_index(together[len(chosen) :]),
-        smallest_bytes=min((gpu.memory_total_bytes for gpu in chosen), default=None),
+        memory_bytes=tuple(gpu.memory_total_bytes for gpu in chosen),
+        used_bytes=await _used(driver, chosen),
         nvlink=await _nvlink(driver, [gpu.uuid for gpu in chosen]),
     )
 
@@ -85,11 +91,18 @@ def as_written(config: Config) -> Found | None:
 async def find_versions(driver: Gpus | None, command: Sequence[str], environment: Mapping[str, str]) -> Versions:
     """What `command` will run on in the engine's whole `environment`; an engine without GPUs needs no driver. Takes seconds at
     most, and the loop goes on. Raises nothing."""
-    told, engine = await asyncio.gather(
-        _driver(driver), aside(lambda: engine_versions.versions(command, environment), ENGINE_S)
-    )
-    engine = engine or {}
-    return Versions(driver=told, vllm=engine.get("vllm", ""), nccl=engine.get("nccl", ""), boot=_boot())
+    told, engine = await asyncio.gather(_driver(driver), aside(lambda: _engine(command, environment), ENGINE_S))
+    return replace(engine or Versions(), driver=told, boot=_boot())
+
+
+def _engine(command: Sequence[str], environment: Mapping[str, str]) -> Versions:
+    told = engine_versions.versions(command, environment)
+    try:
+        python = tuple(engine_versions.python_of(command, environment))
+    except (OSError, ValueError):
+        python = ()
+    named = {what: told.get(what, "") for what in ("vllm", "torch", "nccl")}
+    return Versions(**named, python=python)
 
 
 def _by_index(gpus: Sequence[Gpu]) -> dict[str, str]:
@@ -104,6 +117,14 @@ async def _nvlink(driver: Gpus, uuids: Sequence[str]) -> Nvlink:
     if not joined:
         return Nvlink.NONE
     return Nvlink.ALL if len(joined) == len(list(combinations(uuids, 2))) else Nvlink.SOME
+
+
+async def _used(driver: Gpus, gpus: Sequence[Gpu]) -> dict[str, int]:
+    try:
+        told = await driver.read([gpu.uuid for gpu in gpus])
+    except GpusUnobserved:
+        return {}
+    return {str(reading.index): reading.memory_used_bytes for reading in told}
 
 
 async def _driver(driver: Gpus | None) -> str:

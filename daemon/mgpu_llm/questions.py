@@ -11,17 +11,23 @@ from typing import Final
 
 import click
 
-from mgpu_llm import reservation, startup
+from mgpu_llm import probing, reservation, startup
 from mgpu_llm.adapters import instance_lock, state_dir, streams
-from mgpu_llm.adapters.gpus import Gpus
-from mgpu_llm.config import parse
+from mgpu_llm.adapters.gpus import Gpus, GpusUnobserved
+from mgpu_llm.config import files, fitting, parse
 from mgpu_llm.core import planning
 from mgpu_llm.core.launch import differences
+from mgpu_llm.doctor import finding
+from mgpu_llm.doctor.account import account
+from mgpu_llm.doctor.examination import Patient, examine
+from mgpu_llm.gpu_json import GpuReport
 from mgpu_llm.plan_json import plan_to_json
 from mgpu_llm.startup import TRY_AGAIN, CannotStartError
 
 #: The exit status of a wrong command line, as click has it.
 WRONG_COMMAND: Final = 2
+#: The first question wakes the GPUs, which takes seconds where nothing keeps them awake.
+GPUS_S: Final = 15.0
 
 
 async def plan(config_file: Path, cause: str) -> int:
@@ -43,6 +49,35 @@ async def plan(config_file: Path, cause: str) -> int:
     return 0
 
 
+async def doctor(config_file: Path, user: str | None, *, probe: bool = False, force: bool = False) -> int:
+    """Print as JSON what on this host would make a start fail; returns the exit status. `probe` lets the GPUs work, `force` also
+    where somebody uses them. Raises CannotStartError."""
+    try:
+        who = account(user)
+    except LookupError as error:
+        raise CannotStartError(WRONG_COMMAND, f"cannot examine this host: {error}") from None
+    loaded = parse.load(config_file) if config_file != files.DEFAULT_PATH or _is_there(config_file) else None
+    patient = Patient(loaded=loaded, who=who, environ=os.environ)
+    driver = Gpus()
+    found = await examine(patient, driver)
+    if probe:
+        found += await probing.probed(loaded, driver, os.environ, force=force)
+    told = finding.document(found, user=who.name, config="" if loaded is None else str(config_file))
+    _print(json.dumps(told, indent=2))
+    return 0
+
+
+async def gpus(deadline_s: float = GPUS_S) -> int:
+    """Print as JSON the GPUs of this host, who uses them and what joins them; returns the exit status. Raises
+    CannotStartError."""
+    try:
+        document = await GpuReport(Gpus()).document(deadline_s)
+    except GpusUnobserved as silence:
+        raise CannotStartError(TRY_AGAIN, silence.reason) from None
+    _print(json.dumps(document, indent=2))
+    return 0
+
+
 async def check(config_file: Path) -> int:
     """Print every problem of the config, or the ladder under it; returns the exit status. Raises CannotStartError."""
     loaded = parse.load(config_file)
@@ -55,12 +90,25 @@ async def check(config_file: Path) -> int:
     for rung in rungs:
         changes = differences(policy.ladder.base, policy.launch(rung))
         lines += [f"  {rung.name}: {'; '.join(changes) or 'as configured'}"]
+    fitted = planned.fitting
+    lines += [f"  {line}" for line in (fitting.lines(fitted) if fitted is not None else ())]
     _print("\n".join(lines))
+    # What our own engine holds is no news.
+    for remark in () if fitted is None else fitting.remarks(fitted, {} if running else planned.used_bytes):
+        streams.tell(f"remark: {remark}", sys.stderr)
     for remark in reservation.remarks(loaded, planned):
         streams.tell(f"remark: {remark}", sys.stderr)
     if remark := state_dir.foreseen(planned.state_dir):
         streams.tell(f"remark: {remark}", sys.stderr)
     return 0
+
+
+def _is_there(file: Path) -> bool:
+    """Also where it cannot be reached: then it is a problem of its own."""
+    try:
+        return file.exists() or file.is_symlink()
+    except PermissionError:
+        return True
 
 
 def _print(text: str) -> None:

@@ -50,7 +50,7 @@ async def to_run(loaded: Loaded, driver: Gpus, environ: Mapping[str, str]) -> as
     versions = await host.find_versions(asked, plan.server.command, environment(environ, base))
     key = assembly.key(plan, loaded.config, versions, environ)
     seed = int.from_bytes(os.urandom(4), "big")
-    return replace(plan, policy=replace(plan.policy, key=key, boot=versions.boot, seed=seed))
+    return replace(plan, policy=replace(plan.policy, key=key, boot=versions.boot, seed=seed), versions=versions)
 
 
 async def foreseen(loaded: Loaded, driver: Gpus, environ: Mapping[str, str]) -> assembly.Plan:
@@ -82,7 +82,14 @@ async def _found(
     """The GPUs of a config without problems. Raises CannotStartError with all that there are."""
     found = await host.find_gpus(loaded, driver)
     count = len(found.uuids) if isinstance(found, Found) and found.uuids is not None else None
-    problems = checks.check(loaded, environ, gpu_count=count, engine_runs=engine_runs, engine_starts=engine_starts)
+    problems = checks.check(
+        loaded,
+        environ,
+        gpu_count=count,
+        gpu_bytes=found.memory_bytes if isinstance(found, Found) else (),
+        engine_runs=engine_runs,
+        engine_starts=engine_starts,
+    )
     if isinstance(found, ConfigProblem):
         raise CannotStartError(BAD_CONFIG, render([*problems, found]))
     if problems:

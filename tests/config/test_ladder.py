@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mgpu_llm.config.ladder import to_ladder
 from mgpu_llm.config.launching import to_base_launch
+from mgpu_llm.core.fit import Cache, Need
 from mgpu_llm.core.ladder import Heads, Ladder, Nvlink
 from mgpu_llm.core.launch import Launch
 from mgpu_llm.core.remedies import BY_DEFAULT, Area
+from mgpu_llm.core.sharding import Weights
 from tests.config.loading import config
 
 GPUS = ("0", "1", "2", "3")
 HEADS = Heads(attention=8, key_value=8)
-#: What one GPU has, and what the weights of a model of 72 billion parameters need in 16 bits.
+#: What one GPU has, and a model of 72 billion parameters in 16 bits with its cache, as config.json has it.
 H200_BYTES = 150_754_820_096
 WEIGHTS_BYTES = 145_400_000_000
+CACHE = Cache(layers=80, heads=8, head_bytes=512)
+NEED = Need(weights=Weights(least=WEIGHTS_BYTES, split=WEIGHTS_BYTES), cache=CACHE, context=32768, heads=8)
 
 
 def under(text: str, gpus: tuple[str, ...] | None = GPUS) -> Ladder:
@@ -23,11 +29,13 @@ def under(text: str, gpus: tuple[str, ...] | None = GPUS) -> Ladder:
     return to_ladder(settings, to_base_launch(settings, gpus), HEADS)
 
 
-def sizes(
-    text: str = "", *, weights: int | None = WEIGHTS_BYTES, gpu: int | None = H200_BYTES
-) -> tuple[tuple[int, ...], str]:
+def with_need(text: str = "", need: Need | None = NEED, gpu: int = H200_BYTES) -> Ladder:
     settings = config(text)
-    found = to_ladder(settings, to_base_launch(settings, GPUS), HEADS, least_memory=weights, gpu_bytes=gpu)
+    return to_ladder(settings, to_base_launch(settings, GPUS), HEADS, need=need, gpu_bytes=[gpu] * 4 if gpu else [])
+
+
+def sizes(text: str = "", need: Need | None = NEED, gpu: int = H200_BYTES) -> tuple[tuple[int, ...], str]:
+    found = with_need(text, need, gpu)
     return found.sizes, found.no_sizes
 
 
@@ -83,17 +91,46 @@ def test_the_admins_own_rungs_replace_the_built_in_remedies() -> None:
 
 
 def test_only_as_few_gpus_as_hold_the_weights_are_tried_and_why_not_fewer_is_said() -> None:
-    assert sizes("gpus.memory_utilisation = 0.9") == ((2,), "1 GPU does not hold 145 GB of weights")
-    assert sizes("gpus.memory_utilisation = 0.97") == ((2, 1), "")
-    assert sizes(gpu=H200_BYTES // 4) == ((), "2 GPUs do not hold 145 GB of weights")
-    assert sizes(weights=H200_BYTES) == ((2,), "1 GPU does not hold 151 GB of weights")
+    at = "gpus.memory_utilisation ="
+    assert sizes(f"{at} 0.9") == ((2,), "1 GPU does not hold 135.4 GiB of weights at utilisation 0.9")
+    assert sizes(gpu=H200_BYTES // 4) == ((), "2 GPUs do not hold 135.4 GiB of weights at utilisation 0.9")
+    assert sizes("gpus = { memory_utilisation = 0.99, utilisation_ceiling = 0.99 }", replace(NEED, context=1)) == (
+        (2, 1),
+        "",
+    )
 
 
-def test_where_weights_or_gpus_are_not_known_every_size_is_tried() -> None:
-    assert sizes(weights=None) == ((2, 1), "")
-    assert sizes(gpu=None) == ((2, 1), "")
+def test_the_cache_for_the_whole_context_must_find_room_too_unless_the_context_may_be_made_shorter() -> None:
+    high = "gpus = { memory_utilisation = 0.97, utilisation_ceiling = 0.97 }"
+    found = ((2,), "1 GPU does not hold 135.4 GiB of weights and the cache for 32768 tokens at utilisation 0.97")
+    assert sizes(high) == found
+    assert sizes(f"{high}\nladder.may_change = ['context-length']") == ((2, 1), "")
+
+
+def test_each_number_of_gpus_has_a_utilisation_below_which_it_does_not_fit() -> None:
+    whole = WEIGHTS_BYTES + 32768 * 80 * 8 * 512
+    lowest = with_need("gpus.memory_utilisation = 0.9").lowest
+    assert set(lowest) == {4, 2}
+    assert lowest[2] == pytest.approx(whole / 2 / H200_BYTES, abs=1e-4)
+    assert lowest[4] == pytest.approx(whole / 4 / H200_BYTES, abs=1e-4)
+    assert lowest[2] <= whole / 2 / H200_BYTES
+    guessed = replace(NEED, cache=replace(CACHE, certain=False))
+    assert with_need("gpus.memory_utilisation = 0.9", guessed).lowest == {}
+
+
+def test_of_unequal_gpus_the_largest_may_do_what_others_cannot() -> None:
+    settings = config("gpus.memory_utilisation = 0.9")
+    mixed = [H200_BYTES // 4, H200_BYTES, H200_BYTES // 4, H200_BYTES]
+    found = to_ladder(settings, to_base_launch(settings, GPUS), HEADS, need=NEED, gpu_bytes=mixed)
+    assert found.sizes == (2,)
+    assert found.lowest[4] > 0.9 > found.lowest[2]
+
+
+def test_where_need_or_gpus_are_not_known_every_size_is_tried() -> None:
+    assert sizes(need=None) == ((2, 1), "")
+    assert sizes(gpu=0) == ((2, 1), "")
     settings = config("gpus = { use = 'none', tensor_parallel = 2 }")
-    found = to_ladder(settings, to_base_launch(settings, None), HEADS, least_memory=10**15, gpu_bytes=1)
+    found = to_ladder(settings, to_base_launch(settings, None), HEADS, need=NEED, gpu_bytes=[1])
     assert (found.sizes, found.no_sizes) == ((1,), "")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpu_llm.config.model import least_memory, weights_bytes
+from mgpu_llm.config.model import weights_bytes
 from tests.config.loading import config, unprivileged
 
 
@@ -105,31 +105,3 @@ def test_the_size_of_a_hub_model_comes_from_the_local_cache(tmp_path: Path) -> N
     hub = "model.path = 'org/name'"
     assert weights_bytes(config(hub), {"HF_HUB_CACHE": str(tmp_path)}) == 8
     assert weights_bytes(config(f"{hub}\nengine.env.HF_HUB_CACHE = '{tmp_path}'"), {}) == 8
-
-
-def least_of(folder: Path, *, args: str = "[]") -> int | None:
-    return least_memory(config(f"model.path = '{folder}'\nengine.args = {args}"), {})
-
-
-@pytest.mark.parametrize(
-    ("settings", "bytes_"),
-    [
-        ({"torch_dtype": "bfloat16"}, 5),
-        ({"dtype": "float16"}, 5),
-        ({"torch_dtype": "float32", "text_config": {"dtype": "bfloat16"}}, 5),
-        ({"torch_dtype": "float32"}, None),
-        ({}, None),
-    ],
-)
-def test_weights_of_16_bits_need_at_least_as_much_memory_as_their_files(
-    tmp_path: Path, settings: object, bytes_: int | None
-) -> None:
-    folder = model(tmp_path, {"model.safetensors": 5}, settings, name="config.json")
-    assert least_of(folder) == bytes_
-
-
-@pytest.mark.parametrize("args", ['["-q", "fp8"]', '["--cpu-offload-gb=4"]', '["--dtype", "float32"]'])
-def test_weights_that_vllm_shall_change_or_keep_elsewhere_may_need_less(tmp_path: Path, args: str) -> None:
-    folder = model(tmp_path, {"model.safetensors": 5}, {"torch_dtype": "bfloat16"}, name="config.json")
-    assert least_of(folder, args=args) is None
-    assert least_of(folder, args='["--seed", "1"]') == 5

@@ -14,10 +14,11 @@ import pytest
 
 from tests.daemon.conftest import Begin
 from tests.daemon.lives import LIMIT_S
+from tests.support.checkpoints import QWEN_7B, write_model
 from tests.support.daemons import MGPUD
 from tests.support.fake_nvml import FakeGpu, FakeNvml
 from tests.support.fake_nvml.asked import uuid
-from tests.support.fake_setup import MODEL, FakeSetup
+from tests.support.fake_setup import FakeSetup
 
 ON_GPUS: Mapping[str, object] = {"gpus.use": [0, 1], "gpus.tensor_parallel": None}
 EVERY = [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
@@ -124,16 +125,12 @@ def test_a_driver_that_does_not_tell_of_nvlink_counts_as_one_without(tmp_path: P
 
 
 def test_fewer_gpus_must_hold_the_weights(tmp_path: Path, nvml: FakeNvml) -> None:
-    nvml.set([FakeGpu(), FakeGpu(total_bytes=20_000_000_000)])
-    model = tmp_path / "weighed"
-    model.mkdir()
-    (model / "config.json").write_text(json.dumps({**MODEL, "torch_dtype": "bfloat16"}))
-    with (model / "model.safetensors").open("wb") as weights:
-        weights.truncate(30_000_000_000)
+    nvml.set([FakeGpu(total_bytes=14_000_000_000)] * 2)
+    model = write_model(tmp_path / "weighed", QWEN_7B)
     more: dict[str, object] = {"model.path": str(model), "ladder.pin": ["utilisation"]}
     (plan,) = on_gpus(tmp_path, nvml, more)
     assert names(plan) == ["base", "p2p-off"]
-    assert "1 GPU does not hold 30 GB of weights" in [out["why"] for out in plan["outs"]]
+    assert "1 GPU does not hold 14.2 GiB of weights at utilisation 0.9" in [out["why"] for out in plan["outs"]]
     more["engine.args"] = ["--quantization", "fp8"]
     assert names(on_gpus(tmp_path, nvml, more)[0]) == ["base", "p2p-off", "p2p-off+tp-1"]
 

@@ -20,9 +20,9 @@ MISTRAL_FILE: Final = "params.json"
 #: "organisation/name" as the Hugging Face hub allows it (huggingface_hub, validate_repo_id).
 HUB_ID: Final = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}", re.ASCII)
 
-_ATTENTION: Final = ("num_attention_heads", "n_heads", "n_head", "num_heads")
+ATTENTION_HEADS: Final = ("num_attention_heads", "n_heads", "n_head", "num_heads")
 #: In the order in which vLLM looks for them (transformers_utils/model_arch_config_convertor.py, 0.32.0).
-_KEY_VALUE: Final = (
+KEY_VALUE_HEADS: Final = (
     "n_head_kv",
     "num_kv_heads",
     "num_key_value_heads",
@@ -75,7 +75,7 @@ def read_model(folder: Path) -> Heads:
     Raises OSError where it cannot be read and ValueError where it is not a model's.
     """
     file = _settings_file(folder)
-    settings = _json_object(file)
+    settings = json_object(file)
     if file.name == CONFIG_FILE and not settings.keys() & {"model_type", "architectures"}:
         raise ValueError('it has neither "model_type" nor "architectures"')
     return _heads(settings)
@@ -83,7 +83,7 @@ def read_model(folder: Path) -> Heads:
 
 def model_heads(config: Config, environ: Mapping[str, str]) -> Heads:
     """The heads of the configured model, unknown ones for a hub model that is not in the local cache."""
-    folder = _folder(config, environ)
+    folder = model_folder(config, environ)
     try:
         return read_model(folder) if folder is not None else Heads()
     except (OSError, ValueError):
@@ -92,9 +92,9 @@ def model_heads(config: Config, environ: Mapping[str, str]) -> Heads:
 
 def model_settings(config: Config, environ: Mapping[str, str]) -> Mapping[str, Any]:
     """What is in the configured model's config.json (or Mistral's params.json), {} where that cannot be read."""
-    folder = _folder(config, environ)
+    folder = model_folder(config, environ)
     try:
-        return _json_object(_settings_file(folder)) if folder is not None else {}
+        return json_object(_settings_file(folder)) if folder is not None else {}
     except (OSError, ValueError):
         return {}
 
@@ -103,26 +103,16 @@ def weights_bytes(config: Config, environ: Mapping[str, str]) -> int | None:
     """The size of the model's weight files, None where it cannot be told or where they are not read."""
     if options.value(config.engine.args, options.LOAD_FORMAT) == "dummy":
         return None
-    folder = _folder(config, environ)
+    folder = model_folder(config, environ)
     try:
-        return sum(file.stat().st_size for file in _weight_files(folder)) or None if folder is not None else None
+        return sum(file.stat().st_size for file in weight_files(folder)) or None if folder is not None else None
     except (OSError, ValueError):
         return None
 
 
-def least_memory(config: Config, environ: Mapping[str, str]) -> int | None:
-    """The GPU memory that the weights need at least, over all ranks together, in bytes: as much as their files. None where
-    these do not tell: vLLM may be asked to change the weights or to keep some elsewhere, and it halves those of 32 bits."""
-    if options.has_any(config.engine.args, options.OTHER_WEIGHTS):
-        return None
-    models = language_models(model_settings(config, environ))
-    stored = next((kind for model in models if (kind := model.get("torch_dtype", model.get("dtype")))), None)
-    return weights_bytes(config, environ) if stored in ("bfloat16", "float16") else None
-
-
 def fingerprint(config: Config, environ: Mapping[str, str]) -> ModelFingerprint:
     """The configured model as it is on this host now. Raises nothing: what cannot be read is a part of it, too."""
-    path, folder = local_path(config.model.path), _folder(config, environ)
+    path, folder = local_path(config.model.path), model_folder(config, environ)
     try:
         digest = "" if folder is None else hashlib.sha256(_settings_file(folder).read_bytes()).hexdigest()
     except OSError:
@@ -134,7 +124,7 @@ def fingerprint(config: Config, environ: Mapping[str, str]) -> ModelFingerprint:
     )
 
 
-def _folder(config: Config, environ: Mapping[str, str]) -> Path | None:
+def model_folder(config: Config, environ: Mapping[str, str]) -> Path | None:
     """Where the model lies on this host, None for a hub model that is not in the local cache."""
     return local_path(config.model.path) or _cached(config.model.path, {**environ, **config.engine.env})
 
@@ -145,17 +135,27 @@ def _settings_file(folder: Path) -> Path:
     return mistral if not file.exists() and mistral.exists() else file
 
 
-def _weight_files(folder: Path) -> set[Path]:
-    """The files that vLLM reads: those of the index, or every one of the first kind that there is."""
-    for name in _INDEXES:
-        if (folder / name).is_file():
-            listed = _json_object(folder / name).get("weight_map")
-            return {folder / str(file) for file in listed.values()} if isinstance(listed, Mapping) else set()
+def weight_files(folder: Path) -> set[Path]:
+    """The files that vLLM reads: those of the index, or every one of the first kind that there is. Raises OSError and
+    ValueError where that cannot be told."""
+    listed = weight_index(folder)
+    if listed is not None:
+        return {folder / str(file) for file in listed.values()}
     found = (set(folder.glob(pattern)) for pattern in _WEIGHTS)
     return next((files for files in found if files), set())
 
 
-def _json_object(file: Path) -> dict[str, Any]:
+def weight_index(folder: Path) -> Mapping[str, Any] | None:
+    """Which file has which tensor, as the index says, None where there is no index. Raises OSError and ValueError where it
+    cannot be read."""
+    for name in _INDEXES:
+        if (folder / name).is_file():
+            listed = json_object(folder / name).get("weight_map")
+            return listed if isinstance(listed, Mapping) else {}
+    return None
+
+
+def json_object(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except UnicodeDecodeError as error:
@@ -171,8 +171,8 @@ def _json_object(file: Path) -> dict[str, Any]:
 
 def _heads(settings: Mapping[str, Any]) -> Heads:
     for candidate in language_models(settings):
-        if (attention := _first_integer(candidate, _ATTENTION)) is not None:
-            return Heads(attention=attention, key_value=_first_integer(candidate, _KEY_VALUE))
+        if (attention := first_integer(candidate, ATTENTION_HEADS)) is not None:
+            return Heads(attention=attention, key_value=first_integer(candidate, KEY_VALUE_HEADS))
     return Heads()
 
 
@@ -184,7 +184,7 @@ def language_models(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     yield settings
 
 
-def _first_integer(settings: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
+def first_integer(settings: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     found = (settings.get(name) for name in names)
     return next((value for value in found if isinstance(value, int) and value > 0), None)
 

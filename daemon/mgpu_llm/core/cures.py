@@ -89,6 +89,12 @@ def choose(ladder: Ladder, failures: Sequence[Failure], *, again: bool = True) -
     return Choice(outs=tuple(outs))
 
 
+def transports(ladder: Ladder) -> tuple[Remedy, ...]:
+    """Other ways for these GPUs to talk to each other, from gentle to certain. The last is so slow that it is taken only where it
+    was seen to be the one that works."""
+    return (*TRANSPORT_STEPS[ladder.nvlink], remedies.SOCKETS)
+
+
 def find(want: Want, ladder: Ladder, failures: Sequence[Failure]) -> Remedy | Out:
     """The remedy that gives what is wanted, or why there is none."""
     finder, area, what = _FINDERS[want]
@@ -137,7 +143,12 @@ def _only(remedy: Remedy) -> Callable[[_Case], Remedy | str]:
 
 
 def _transport(case: _Case) -> Remedy | str:
-    return _first_new(case, *TRANSPORT_STEPS[case.ladder.nvlink])
+    """The first that a preflight has seen to work, else the first of which it did not see that it fails."""
+    seen = {name: works for failure in case.failures for name, works in failure.found.transports.items()}
+    steps = [step for step in transports(case.ladder) if seen.get(step.name, step is not remedies.SOCKETS)]
+    if not steps:
+        return "none of them works"
+    return _first_new(case, *sorted(steps, key=lambda step: step.name not in seen))
 
 
 def _network_interface(case: _Case) -> Remedy | str:
@@ -164,6 +175,9 @@ def _memory_lower(case: _Case) -> Remedy | str:
     values = (round(now - count * ladder.step, 4) for count in range(1, 100))
     value = next((value for value in values if value <= most), 0.0)
     least = max(ladder.floor, base - GUESSED_STEPS * ladder.step if case.guessed and most == 1.0 else 0.0)
+    holds = ladder.lowest.get(case.launch.tensor_parallel, 0.0)
+    if least <= value < holds:
+        return f"weights and cache do not fit at {value:g}"
     if value < round(least, 4) or value <= _failed_below(case):
         return (
             f"what is free would need {max(most, 0.0):.2f}"

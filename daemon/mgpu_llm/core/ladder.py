@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -52,7 +53,8 @@ BASE: Final = Rung()
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
     """What there is to choose from. `sizes` are the smaller numbers of ranks that vLLM accepts for the model and that hold its
-    weights, largest first, and `no_sizes` says why others are none; `spares` are GPUs beside the base's that may stand in.
+    weights, largest first, and `no_sizes` says why others are none; below the utilisation in `lowest`, by number of ranks, weights
+    and cache do not fit; `spares` are GPUs beside the base's that may stand in.
     `context` is the context length in tokens, `pipeline_parallel` how often the GPUs of one layer are needed. `own` are the
     admin's own rungs, which replace everything else."""
 
@@ -60,6 +62,7 @@ class Ladder:
     areas: frozenset[Area] = BY_DEFAULT
     sizes: tuple[int, ...] = ()
     no_sizes: str = ""
+    lowest: Mapping[int, float] = field(default_factory=dict)
     step: float = 0.05
     floor: float = 0.7
     ceiling: float = 0.95
