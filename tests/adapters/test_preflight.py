@@ -279,6 +279,15 @@ def test_of_three_gpus_those_two_are_named_that_do_not_get_through_to_each_other
     assert checked.pairs == {("0", "2"): "rank 1: NCCL: no path", ("1", "2"): "rank 1: NCCL: no path"}
 
 
+@pytest.mark.parametrize("more", [{}, NO_P2P], ids=["direct", "p2p-off"])
+def test_pairs_are_not_tried_over_nccl_where_all_get_through(more: Mapping[str, str]) -> None:
+    text = "NCCL: no path"
+    checked = check(
+        {"at": "all_reduce", "do": "raise", "kind": "DistBackendError", "text": text, "ranks": 2}, count=3, more=more
+    )
+    assert (works(checked), checked.pairs) == ({AS_LAUNCHED: True}, {})
+
+
 def test_a_flood_of_output_disturbs_nothing() -> None:
     flood: Fault = {
         "at": "context",

@@ -121,9 +121,11 @@ class Examination:
         try:
             if best is not None:
                 await self._measure(best, trials)
-                if own.passed and self._direct:
+                if own.passed:
                     since = self.now
-                    await self.learn(lambda: self.copies.done or self.now - since >= self.patience.copies_s)
+                    await self.learn(
+                        lambda: not self._direct or self.copies.done or self.now - since >= self.patience.copies_s
+                    )
                     copies = self.copies.found(self.entries, self.now, late=False)
                 elif len(self.entries) > 2:
                     self.kill([best])

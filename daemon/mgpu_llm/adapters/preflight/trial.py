@@ -16,7 +16,7 @@ BETWEEN_GPUS: Final = ("ready", "passed")
 _NOBODYS: Final = re.compile(
     r"out of memory|cannot allocate memory|busy or unavailable|re-initialize CUDA|invalid device ordinal|no CUDA-capable"
     r"|CUBLAS_STATUS_(?:ALLOC_FAILED|NOT_INITIALIZED)|system not yet initialized|driver version is insufficient"
-    r"|driver/library version mismatch|operation not permitted|forward compatibility|too many open files"
+    r"|driver/library version mismatch|forward compatibility|too many open files"
     r"|resource temporarily unavailable",
     re.IGNORECASE,
 )

@@ -46,7 +46,7 @@ def get_world_size() -> int:
 def all_reduce(tensor: Tensor) -> None:
     """The sum over all ranks, in place; for tensors that `full` has made."""
     path, rank, world = _joined()
-    wrong = faults.come("all_reduce", gpu=cuda.current_device(), over=world)
+    wrong = faults.come("all_reduce", gpu=cuda.current_device(), ranks=world)
     call = next(_calls)
     mine = path.with_name(f"{path.name}.{call}.{rank}")
     fresh = mine.with_name(f"{mine.name}.new")

@@ -34,9 +34,9 @@ KINDS = {
 }
 
 
-def come(at: str, *, gpu: int | None = None, to: int | None = None, over: int = 0) -> bool:
+def come(at: str, *, gpu: int | None = None, to: int | None = None, ranks: int = 0) -> bool:
     """What is wrong at this place happens now. Returns whether the result is to be a wrong one."""
-    return any(_happen(fault) for fault in _faults() if _meant(fault, at, gpu, to, over))
+    return any(_happen(fault) for fault in _faults() if _meant(fault, at, gpu, to, ranks))
 
 
 def _faults() -> list[dict[str, Any]]:
@@ -44,10 +44,10 @@ def _faults() -> list[dict[str, Any]]:
     return found
 
 
-def _meant(fault: dict[str, Any], at: str, gpu: int | None, to: int | None, over: int) -> bool:
+def _meant(fault: dict[str, Any], at: str, gpu: int | None, to: int | None, ranks: int) -> bool:
     cured = any(os.environ.get(name) == value for name, value in fault.get("unless", {}).items())
     place = fault["at"] == at and fault.get("gpu") in (None, gpu) and fault.get("to") in (None, to)
-    return place and not cured and over >= int(fault.get("over", 0))
+    return place and not cured and fault.get("ranks") in (None, ranks)
 
 
 def _happen(fault: dict[str, Any]) -> bool:
