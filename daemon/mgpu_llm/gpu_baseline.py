@@ -18,7 +18,7 @@ from mgpu_llm.adapters.gpus import GpuReading, Gpus
 from mgpu_llm.adapters.gpus import GpusUnobserved as DriverSilent
 from mgpu_llm.adapters.gpus.owner import command_line, owner
 from mgpu_llm.core import redaction
-from mgpu_llm.core.events import EngineEvent, EngineGone, EngineStuck
+from mgpu_llm.core.events import EngineEvent, EngineGone, EngineSpawned, EngineStuck
 
 #: A GPU counts as free again once it is within this of what it held before the attempt: contexts of others come and go.
 FREE_WITHIN_BYTES: Final = 256 << 20
@@ -51,23 +51,24 @@ class Baseline:
         self._visible: dict[str, str] = {}
         self._before: dict[str, GpuReading] = {}
         self._out: dict[str, str] = {}
+        self._taken: tuple[str, ...] = ()
         self._told: tuple[str, ...] = ()
         self._asking: asyncio.Task[None] | None = None
 
     async def remember(self, visible: Sequence[str]) -> None:
         """Note what the GPUs hold before the engine touches them, and say who holds much of it."""
         self._visible = {self._uuids[entry]: entry for entry in visible}
-        self._before, self._out = {}, {}
+        self._before, self._out, self._taken = {}, {}, ()
         try:
             readings = await self._gpus.read(tuple(self._visible))
         except DriverSilent:
             return
         self._before = {reading.uuid: reading for reading in readings}
         taken = [reading for reading in readings if reading.memory_used_bytes >= TAKEN_BYTES]
-        told = tuple([f"{_holds(one, one.memory_used_bytes)}: {await _whose(one)}" for one in taken])
-        for what in told if told != self._told else ():
+        self._taken = tuple([await _told(reading) for reading in taken])
+        for what in self._taken if self._taken != self._told else ():
             log.warning("gpus.taken", what=what, consequence="the engine may find too little memory there")
-        self._told = told
+        self._told = self._taken
 
     async def wait_until_free(self, deadline_s: float) -> tuple[str, ...]:
         """Wait until the GPUs hold no more than when they were remembered, and nothing runs on those that nobody uses. Returns
@@ -88,6 +89,8 @@ class Baseline:
     def tell(self, event: EngineEvent) -> None:
         """Hand on what the engine's process tells."""
         match event:
+            case EngineSpawned() if self._taken:
+                self._emit(replace(event, taken=self._taken))
             case EngineGone() if self._out:
                 self._emit(replace(event, dirty=tuple(self._out.items())))
             case EngineStuck() if self._visible:
@@ -197,5 +200,6 @@ def _words(pid: int) -> str:
     return f"pid {pid} (user {whose.user}, {command[:LONGEST_COMMAND]})"
 
 
-def _holds(reading: GpuReading, held: int) -> str:
-    return f"GPU {reading.index} holds {held / 1e9:.2f} GB before the attempt"
+async def _told(reading: GpuReading) -> str:
+    held = f"GPU {reading.index} holds {reading.memory_used_bytes / 1e9:.2f} GB before the attempt"
+    return f"{held}: {await _whose(reading)}"

@@ -21,7 +21,7 @@ WAITER = """
 import asyncio, json, sys, time
 from dataclasses import asdict
 from mgpu_llm.adapters.gpus import Gpus
-from mgpu_llm.core.events import EngineGone, EngineStuck
+from mgpu_llm.core.events import EngineGone, EngineSpawned, EngineStuck
 from mgpu_llm.gpu_baseline import Baseline
 from tests.support.fake_nvml.asked import uuid
 async def main():
@@ -34,6 +34,8 @@ async def main():
         if word[0] == "wait":
             remarks = await baseline.wait_until_free(float(word[1]))
             baseline.tell(EngineGone(at=1, attempt=1, remarks=remarks))
+        elif word[0] == "spawned":
+            baseline.tell(EngineSpawned(at=1, attempt=1, pid=70))
         elif word[0] == "stuck":
             baseline.tell(EngineStuck(at=1, attempt=1, holders=("pid 71 (VLLM::Worker, state D)",)))
         else:
@@ -185,6 +187,9 @@ def test_who_holds_much_memory_before_an_attempt_is_told_once_and_a_little_is_no
             assert "train.py) holds 30.00 GB" in said
             waiter.say("remember")
             assert waiter.until("remembered") == ["remembered"]
+            assert [what.split(":")[0] for what in waiter.ask("spawned")["taken"]] == [
+                "GPU 0 holds 30.00 GB before the attempt"
+            ]
             nvml.set([FakeGpu(), FakeGpu(used_bytes=7 * GB)])
             waiter.say("remember")
             (said, _) = waiter.until("remembered")

@@ -8,13 +8,13 @@ import pytest
 
 from mgpu_llm.core import report, unusable
 from mgpu_llm.core.effects import Exit, RememberRung, SpawnEngine
-from mgpu_llm.core.events import EngineGone, EngineStuck, RestartRequested, StartRequested
+from mgpu_llm.core.events import EngineGone, EngineSpawned, EngineStuck, RestartRequested, StartRequested
 from mgpu_llm.core.known_good import KnownGood
 from mgpu_llm.core.ladder import Ladder
 from mgpu_llm.core.remedies import BY_DEFAULT, Area, Remedy
 from mgpu_llm.core.report import Identity
 from mgpu_llm.core.states import Backoff, Failed, Killing, Policy, Ready, Run, Starting, Stopped
-from tests.core.world import BASE, P2P_OFF, World, policy, serving
+from tests.core.world import BASE, NOT_FREE, P2P_OFF, World, policy, serving
 
 WHY = "GPU 1 still holds 5.00 GB more than before the attempt although no process is left that uses it"
 DIRTY = (("GPU-b", WHY),)
@@ -177,3 +177,14 @@ def test_a_restart_of_a_serving_engine_that_leaves_a_gpu_dirty_comes_back_on_the
     gone(world)
     assert gpus(world) == ("GPU-a", "GPU-c")
     assert isinstance(world.state, Starting)
+
+
+def test_who_held_memory_before_the_attempt_is_evidence_for_why_it_failed() -> None:
+    taken = "GPU 1 holds 30.00 GB before the attempt: pid 4711 (user alice, python train.py) holds 30.00 GB"
+    world = World(policy=with_spares())
+    world.send(StartRequested(at=world.at))
+    world.send(EngineSpawned(at=world.at, attempt=1, pid=702, taken=(taken,)))
+    world.say(NOT_FREE).exits(1)
+    assert world.last_diagnosis.cause == "gpu-not-free"
+    assert taken in world.last_diagnosis.evidence
+    assert taken in [said.facts["seen"] for said in world.announced("engine.evidence")]

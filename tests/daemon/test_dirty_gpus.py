@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from pathlib import Path
+
+import pytest
 
 from mgpu_llm.core.unusable import ADVICE
 from tests.daemon.conftest import Begin
@@ -19,6 +22,7 @@ SETTINGS = {
     "patience.distributed_init": 600,
     "stop.kill_deadline": 0.5,
 }
+FREEZER = Path("/sys/fs/cgroup/freezer")
 LEFT = "GPU 1 still holds 5.00 GB more than before the attempt although no process is left that uses it"
 
 
@@ -109,3 +113,32 @@ def test_after_a_sigkill_of_engine_and_daemon_alike_the_next_life_removes_what_t
         assert again.stop() == 0
     assert remains(life.setup) == []
     assert not ledger.exists()
+
+
+@pytest.mark.skipif(not os.access(FREEZER, os.W_OK), reason="needs the freezer of cgroup version 1")
+def test_an_engine_that_sigkill_does_not_end_is_left_behind_with_its_gpu_and_a_spare_stands_in(
+    begin: Begin, nvml: FakeNvml
+) -> None:
+    nvml.set([FakeGpu()] * 3)
+    life = begin("hang-init", {**SETTINGS, "gpus.spares": [2]}, nvml.environment())
+    assert in_attempt(life, 1) == "0,1"
+    worker = next(process for process in processes_of(life.setup.runtime_dir) if "Worker" in process)
+    pid = worker.split()[0]
+    nvml.change(1, used_bytes=HELD, processes=((int(pid), HELD),))
+    freezer = FREEZER / f"mgpu-llm-dirty-{os.getpid()}"
+    freezer.mkdir()
+    try:
+        (freezer / "cgroup.procs").write_text(pid)
+        (freezer / "freezer.state").write_text("FROZEN")
+        assert life.ctl("restart").returncode == 0
+        assert in_attempt(life, 2) == "0,2"
+        (said,) = life.told("gpu.out")
+        assert fact(said, "gpu") == "1"
+        assert re.fullmatch(
+            rf"pid {pid} \(.*, state D\) cannot be ended: the kernel does not let it go", fact(said, "why")
+        )
+        assert life.stop() == 0
+    finally:
+        (freezer / "freezer.state").write_text("THAWED")
+        until("the freezer is empty", lambda: not (freezer / "cgroup.procs").read_text())
+        freezer.rmdir()

@@ -53,9 +53,12 @@ class Ticked:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSpawned:
+    """`taken` says of each GPU of which others held much before that, who does."""
+
     at: float
     attempt: int
     pid: int
+    taken: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

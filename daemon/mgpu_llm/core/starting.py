@@ -130,7 +130,8 @@ def take(state: Starting, event: Event, policy: Policy) -> Outcome:
         case Ticked():
             return _after_tick(state, event, policy)
         case EngineSpawned():
-            return replace(state, pid=event.pid), ()
+            hints = (*event.taken, *state.clue.hints)[: diagnosis.MOST_HINTS]
+            return replace(state, pid=event.pid, clue=replace(state.clue, hints=hints)), ()
         case EngineSpawnFailed():
             return diagnosis.of_spawn(event.reason, hopeless=event.hopeless)
         case EngineExited():
