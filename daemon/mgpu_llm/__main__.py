@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,41 +13,14 @@ import click
 import structlog
 
 import mgpu_llm
-from mgpu_llm import assembly, questions, reservation, startup
-from mgpu_llm.adapters import control_socket, instance_lock, journal, state_dir, streams
-from mgpu_llm.adapters.console import Console
-from mgpu_llm.adapters.engine.aside import aside
-from mgpu_llm.adapters.engine.cgroup import find_delegated
-from mgpu_llm.adapters.engine.process import EngineProcess
-from mgpu_llm.adapters.engine.sweep import sweep_orphans
-from mgpu_llm.adapters.gpus import Gpus
-from mgpu_llm.adapters.health import Probes
-from mgpu_llm.adapters.host import kernel_follower
-from mgpu_llm.adapters.incidents import Incidents
-from mgpu_llm.adapters.memory.history import History
-from mgpu_llm.adapters.memory.known_good import KnownGoodRung
-from mgpu_llm.adapters.recorder import Recorder
-from mgpu_llm.adapters.systemd import SystemdNotifier, watchdog_interval_s
-from mgpu_llm.chronicle import Chronicle
-from mgpu_llm.collector import Collector
-from mgpu_llm.config import files, parse
-from mgpu_llm.config.listener import trouble
-from mgpu_llm.config.parse import Loaded
-from mgpu_llm.config.problem import render
-from mgpu_llm.core import kernel
-from mgpu_llm.core.effects import Exit
-from mgpu_llm.core.events import Event
-from mgpu_llm.observer import Observer
-from mgpu_llm.performer import Outside
-from mgpu_llm.runner import Audience, Runner
-from mgpu_llm.startup import BAD_CONFIG, TRY_AGAIN, CannotStartError
+from mgpu_llm import life, questions
+from mgpu_llm.adapters import journal, streams
+from mgpu_llm.adapters.systemd import SystemdNotifier
+from mgpu_llm.config import files
+from mgpu_llm.startup import CannotStartError
 
 #: A fault of ours (sysexits.h); the other exit statuses are the core's (0, 65, 69), those of a start and of a wrong command line.
 FAULT: Final = 70
-#: How long the last words may take to reach a disk that may be stuck.
-CLOSE_S: Final = 6.0
-#: What a killed daemon has left among the incidents is removed first, unless the disk does not answer.
-ADOPT_S: Final = 5.0
 
 log = structlog.get_logger()
 
@@ -78,16 +45,43 @@ log = structlog.get_logger()
     metavar="CAUSE",
     help='Print as JSON what would be tried against a cause ("unknown": one that nobody knows), and exit. Starts nothing.',
 )
+@click.option(
+    "--doctor",
+    is_flag=True,
+    help="Print as JSON what on this host would make a start fail, each with its fix, and exit. Starts nothing.",
+)
+@click.option(
+    "--gpus",
+    is_flag=True,
+    help="Print as JSON the GPUs of this host, who uses them and what joins them, and exit: 75 where the driver is silent.",
+)
+@click.option("--user", metavar="NAME", help="With --doctor: who will run the daemon.")
+@click.option("--probe", is_flag=True, help="With --doctor: let the GPUs work too, three minutes at most.")
+@click.option("--force", is_flag=True, help="With --probe: also where somebody uses them.")
 @click.version_option(mgpu_llm.__version__, prog_name="mgpud")
-def main(config_file: Path, cause: str | None, *, check: bool) -> None:
+def main(
+    config_file: Path,
+    cause: str | None,
+    user: str | None,
+    *,
+    check: bool,
+    doctor: bool,
+    probe: bool,
+    force: bool,
+    gpus: bool,
+) -> None:
     """Supervise a vLLM server: bring it to service, through stalls, and keep it there.
 
     \b
     Exit status: 0 stopped on request; 2 a wrong command line; 65 no retry can help; 69 gave up, the ladder is spent;
     70 a fault in mgpud; 75 try again (another daemon runs, or the driver cannot be reached); 78 the config is wrong.
     """
-    if check and cause is not None:
-        raise click.UsageError("--check and --plan are two questions; ask one of them")
+    if check + doctor + gpus + (cause is not None) > 1:
+        raise click.UsageError("--check, --plan, --doctor and --gpus are several questions; ask one of them")
+    if (user is not None or probe) and not doctor:
+        raise click.UsageError("--user and --probe are about --doctor")
+    if force and not probe:
+        raise click.UsageError("--force is about --probe")
     streams.mend()
     # An engine's exit status would be thrown away by the kernel under what a careless parent hands down.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -99,8 +93,12 @@ def main(config_file: Path, cause: str | None, *, check: bool) -> None:
             answer = questions.check(config_file)
         elif cause is not None:
             answer = questions.plan(config_file, cause)
+        elif doctor:
+            answer = questions.doctor(config_file, user, probe=probe, force=force)
+        elif gpus:
+            answer = questions.gpus()
         else:
-            answer = _supervise(config_file, notifier)
+            answer = life.supervise(config_file, notifier)
         sys.exit(asyncio.run(answer))
     except CannotStartError as problem:
         streams.tell(problem.message, sys.stderr)
@@ -111,140 +109,6 @@ def main(config_file: Path, cause: str | None, *, check: bool) -> None:
         log.exception("daemon.fault", error=f"{type(fault).__name__}: {fault}")
         notifier.status(f"a fault in mgpud: {type(fault).__name__}: {fault}")
         sys.exit(FAULT)
-
-
-async def _supervise(config_file: Path, notifier: SystemdNotifier) -> int:
-    loaded = parse.load(config_file)
-    if not loaded.complete:
-        raise CannotStartError(BAD_CONFIG, render(loaded.problems))
-    runtime_dir = Path(loaded.config.daemon.runtime_dir)
-    console = Console(sys.stderr)
-    journal.configure(loaded.config.daemon.log_level, os.environ, sys.stderr, console.write)
-    try:
-        with _locked(runtime_dir), state_dir.held(Path(loaded.config.daemon.state_dir)) as state, ExitStack() as gpus:
-            ended = await _run(loaded, notifier, console, state, lambda plan: _reserve(gpus, loaded, plan, config_file))
-    finally:
-        console.close()
-    if ended.message:
-        log.error("daemon.gave-up", message=ended.message, exit_status=ended.status)
-        notifier.status(ended.message)
-    return ended.status
-
-
-@contextmanager
-def _locked(runtime_dir: Path) -> Iterator[None]:
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(instance_lock.held(runtime_dir))
-        except instance_lock.HeldError as other:
-            why = f"cannot start: another mgpud (pid {other.pid}) runs with '{runtime_dir}'; stop it, or set daemon.runtime_dir"
-            raise CannotStartError(TRY_AGAIN, why) from None
-        except OSError as error:
-            why = f"cannot use the runtime folder '{runtime_dir}': {error.strerror}; set daemon.runtime_dir"
-            raise CannotStartError(BAD_CONFIG, why) from None
-        yield
-
-
-def _reserve(gpus: ExitStack, loaded: Loaded, plan: assembly.Plan, config_file: Path) -> None:
-    gpus.enter_context(reservation.held(loaded, plan, config_file))
-
-
-async def _run(
-    loaded: Loaded,
-    notifier: SystemdNotifier,
-    console: Console,
-    state: Path | None,
-    reserve: Callable[[assembly.Plan], None],
-) -> Exit:
-    clock, runtime_dir = time.monotonic, Path(loaded.config.daemon.runtime_dir)
-    cgroup = find_delegated(os.environ)
-    # Before the port is looked at: an engine of an earlier life may hold it.
-    for told in await sweep_orphans(runtime_dir, clock=clock, deadline_s=10, cgroup=cgroup):
-        log.warning("engine.orphan", what=told)
-    driver = Gpus()
-    plan = await startup.to_run(loaded, driver, os.environ)
-    reserve(plan)
-    log.info(
-        "daemon.started",
-        version=mgpu_llm.__version__,
-        pid=os.getpid(),
-        model=plan.identity.model,
-        url=plan.identity.url,
-    )
-    events: asyncio.Queue[Event] = asyncio.Queue()
-    follow = partial(kernel_follower.follow, clock, kernel.tells)
-    observer = Observer(driver, plan.uuids, clock, events.put_nowait, follow)
-    kill_deadline_s = plan.policy.kill_deadline_s
-    engine = EngineProcess(
-        clock=clock,
-        emit=observer.tell,
-        runtime_dir=runtime_dir,
-        cgroup=cgroup,
-        before_gone=lambda _: observer.wait_until_free(kill_deadline_s),
-    )
-    serving = loaded.config.serving
-    probes = Probes(
-        plan.endpoint, health_timeout_s=serving.probe_timeout, completion_timeout_s=serving.completion_timeout
-    )
-    chronicle = _chronicle(loaded, plan, state)
-    incidents = await _incidents(loaded, state)
-    outside = Outside(
-        server=plan.server,
-        url=plan.identity.url,
-        environment=os.environ,
-        engine=engine,
-        observer=observer,
-        probes=probes,
-        chronicle=chronicle,
-        collector=_collector(plan, engine, driver, incidents, chronicle),
-        incidents=incidents,
-        nccl_folder=runtime_dir / "nccl",
-        kill_deadline_s=kill_deadline_s,
-        engine_socket=Path(plan.listening.uds) if plan.listening.uds else None,
-        address_trouble=lambda: trouble(plan.listening),
-    )
-    audience = Audience(notifier=notifier, console=console, watchdog_interval_s=watchdog_interval_s(os.environ))
-    policy = replace(plan.policy, past=chronicle.past, incidents=str(incidents.folder or ""))
-    chronicle.forget_outdated(policy)
-    runner = Runner(policy, plan.identity, clock, events, outside, audience)
-    async with control_socket.serving(runtime_dir, runner):
-        try:
-            return await runner.run()
-        finally:
-            await probes.close()
-            await aside(chronicle.close, CLOSE_S)
-            # NCCL's own words were evidence for as long as there was an engine.
-            await aside(lambda: shutil.rmtree(runtime_dir / "nccl", ignore_errors=True), CLOSE_S)
-
-
-def _chronicle(loaded: Loaded, plan: assembly.Plan, state: Path | None) -> Chronicle:
-    records = loaded.config.records
-    return Chronicle(
-        Recorder(state and state / "records", keep=records.keep, max_bytes=records.max_size << 20),
-        History(state),
-        KnownGoodRung(state if loaded.config.ladder.remember else None),
-        plan.identity.model,
-    )
-
-
-def _collector(
-    plan: assembly.Plan, engine: EngineProcess, driver: Gpus, incidents: Incidents, chronicle: Chronicle
-) -> Collector:
-    return Collector(
-        engine=engine,
-        gpus=driver,
-        incidents=incidents,
-        recording=chronicle.recording,
-        model=plan.server.model,
-        state_dir=str(plan.state_dir),
-    )
-
-
-async def _incidents(loaded: Loaded, state: Path | None) -> Incidents:
-    kept = loaded.config.incidents
-    incidents = Incidents(state and state / "incidents", keep=kept.keep, max_bytes=kept.max_size << 20)
-    await aside(incidents.adopt, ADOPT_S)
-    return incidents
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, assert_never
+from typing import Any, Final, Protocol, assert_never
 
 import structlog
 
@@ -20,6 +20,8 @@ from mgpu_llm.collector import Collector, Launched
 from mgpu_llm.core import launch
 from mgpu_llm.core.effects import (
     AbandonIncident,
+    BeginPreflight,
+    EndPreflight,
     EngineEffect,
     KeepIncident,
     KillEngine,
@@ -36,10 +38,14 @@ from mgpu_llm.core.events import (
     Event,
     HealthProbed,
     IncidentKept,
+    Preflighted,
     StacksTaken,
 )
 from mgpu_llm.core.launch import Server
+from mgpu_llm.core.preflight import Checked
+from mgpu_llm.gpu_baseline import Baseline
 from mgpu_llm.observer import Observer
+from mgpu_llm.remains import Remains
 
 #: A look at the stacks is given up after this: the judgement waits for it a little longer, and not much.
 STACKS_WITHIN_S: Final = 6.0
@@ -47,16 +53,34 @@ STACKS_WITHIN_S: Final = 6.0
 log = structlog.get_logger()
 
 
+class Checker(Protocol):
+    """Checks GPUs (`adapters.preflight`). Once a cancelled check has ended, nothing of it is left on them."""
+
+    async def check(
+        self,
+        gpus: Mapping[str, str],
+        environment: Mapping[str, str],
+        transports: Mapping[str, Mapping[str, str]],
+    ) -> Checked: ...
+
+    def forget(self) -> None:
+        """What has passed before passes no more."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outside:
     """Everything about the engine that the loop reaches the world through. `server` and `environment` are what every launch
-    starts from, `url` is where the engine shall listen."""
+    starts from, `url` is where the engine shall listen, and `uuids` are the GPUs' by entry of CUDA_VISIBLE_DEVICES."""
 
     server: Server
     url: str
     environment: Mapping[str, str]
     engine: EngineProcess
     observer: Observer
+    baseline: Baseline
+    remains: Remains
+    preflight: Checker
+    uuids: Mapping[str, str]
     probes: Probes
     chronicle: Chronicle
     collector: Collector
@@ -82,8 +106,10 @@ class Performer:
         self._loading = loading
         self._tasks: set[asyncio.Task[None]] = set()
         self._watch: asyncio.Task[None] | None = None
+        self._noting: asyncio.Task[None] | None = None
         self._launched = Launched()
         self._keeping: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None] | None = None
         self._failed_before = False
 
     async def carry_out(self, effect: EngineEffect) -> None:
@@ -91,6 +117,11 @@ class Performer:
         match effect:
             case SpawnEngine():
                 await self._spawn(effect)
+            case BeginPreflight():
+                await self._end_preflight()
+                self._checking = self.start(self._preflight(effect))
+            case EndPreflight():
+                await self._end_preflight()
             case TerminateEngine():
                 self._outside.engine.terminate()
             case KeepIncident():
@@ -131,7 +162,10 @@ class Performer:
     async def _spawn(self, effect: SpawnEngine) -> None:
         outside = self._outside
         visible = effect.launch.gpus or ()
-        await outside.observer.remember(visible)
+        if outside.engine.running:
+            outside.engine.abandon()
+        await outside.baseline.remember(visible)
+        await outside.remains.before_spawn(launch.environment(outside.environment, effect.launch))
         argv = launch.argv(outside.server, effect.launch)
         environment = at_death.asked_for(launch.environment(outside.environment, effect.launch))
         if effect.launch.gpus is not None and self._failed_before:
@@ -146,11 +180,30 @@ class Performer:
         if outside.engine_socket is not None:
             outside.engine_socket.unlink(missing_ok=True)
         await outside.engine.spawn(effect.attempt, argv, environment)
+        self._noting = self.start(outside.remains.watch())
         self._watch = self.start(
             outside.observer.watch(
                 effect.attempt, visible, outside.engine.sample, self._loading, outside.engine.pressure
             )
         )
+
+    async def _preflight(self, effect: BeginPreflight) -> None:
+        outside = self._outside
+        if effect.anew:
+            outside.preflight.forget()
+        environment = launch.environment(outside.environment, effect.launch)
+        checked = await outside.preflight.check(
+            {gpu: outside.uuids[gpu] for gpu in effect.gpus},
+            outside.engine.marked(environment, effect.attempt),
+            effect.transports,
+        )
+        self._emit(Preflighted(at=self._clock(), attempt=effect.attempt, checked=checked))
+
+    async def _end_preflight(self) -> None:
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.wait({self._checking})
+            self._checking = None
 
     async def _keep_incident(self, effect: KeepIncident) -> None:
         self._failed_before = True
@@ -158,13 +211,17 @@ class Performer:
             self._emit(IncidentKept(at=self._clock(), attempt=effect.attempt, incident=effect.incident))
 
     async def _kill(self, attempt: int) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in (self._watch, self._noting):
+            if task is not None:
+                task.cancel()
+        await self._end_preflight()
         if self._keeping is not None:
             await asyncio.wait({self._keeping})
             self._keeping = None
         if self._outside.engine.running:
             await self._outside.engine.kill(self._outside.kill_deadline_s)
+            if not self._outside.engine.running:
+                await self._outside.remains.gone()
         else:
             # It never came to be: nothing has to be ended, and the state machine waits for exactly this word.
             self._emit(EngineGone(at=self._clock(), attempt=attempt))

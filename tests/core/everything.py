@@ -162,6 +162,9 @@ def _engine_events(attempt: int) -> Iterator[Event]:
     yield EngineGone(at=at, attempt=attempt, remarks=("2 files in /dev/shm could not be removed",))
     yield EngineStuck(at=at, attempt=attempt, holders=("pid 71 (VLLM::Worker, state D)",))
     yield EngineStuck(at=at, attempt=attempt, holders=())
+    dirty = (("GPU-a", "it still holds 1.2 GB"),)
+    yield EngineGone(at=at, attempt=attempt, dirty=dirty)
+    yield EngineStuck(at=at, attempt=attempt, holders=("pid 71 (VLLM::Worker, state D)",), dirty=dirty)
     yield IncidentKept(at=at, attempt=attempt, incident=f"20261124T210500Z-a{attempt}-engine-exited")
     for text in (
         "", " ", "\x00\ufffd", "INFO", "x" * 100_000, BANNER, WORLD_SIZE, NCCL, UP, OUT_OF_MEMORY, NOT_FREE, BAD_FLAG,

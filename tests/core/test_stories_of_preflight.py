@@ -294,6 +294,16 @@ def test_an_engine_that_is_killed_takes_its_check_with_it_and_the_next_has_its_o
     assert len(begun.all(BeginPreflight)) == 2
 
 
+def test_what_passed_before_is_tried_again_once_a_load_has_failed_of_it() -> None:
+    begun = world().spawn().checked(PASSED).say(WORLD_SIZE, NCCL).look()
+    begun.watch(1000)
+    assert begun.last_diagnosis.outcome == "stalled"
+    begun.gone()
+    assert [check.anew for check in begun.all(BeginPreflight)] == [False, True]
+    averted = world().spawn().checked(CURED).gone()
+    assert [check.anew for check in averted.all(BeginPreflight)] == [False, False], "it has passed just now"
+
+
 def test_a_stop_during_the_check_ends_it_and_nothing_else() -> None:
     begun = world(When.BEFORE)
     begun.stop()

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from mgpu_llm.adapters.console import Console
+from mgpu_llm.adapters.engine.ledger import Ledger
 from mgpu_llm.adapters.engine.process import EngineProcess
 from mgpu_llm.adapters.gpus import Gpus
 from mgpu_llm.adapters.health import Probes
 from mgpu_llm.adapters.incidents import Incidents
 from mgpu_llm.adapters.memory.history import History
 from mgpu_llm.adapters.memory.known_good import KnownGoodRung
+from mgpu_llm.adapters.preflight import Preflight
 from mgpu_llm.adapters.recorder import Recorder
 from mgpu_llm.adapters.systemd import SystemdNotifier
 from mgpu_llm.chronicle import Chronicle
@@ -25,8 +27,11 @@ from mgpu_llm.core.events import Event, StartRequested, StopRequested
 from mgpu_llm.core.launch import Server
 from mgpu_llm.core.report import Identity
 from mgpu_llm.core.states import Ready, Stopped
+from mgpu_llm.gpu_baseline import Baseline
+from mgpu_llm.gpu_json import GpuReport
 from mgpu_llm.observer import Observer
 from mgpu_llm.performer import Outside
+from mgpu_llm.remains import Remains
 from mgpu_llm.runner import Audience, Runner
 from tests.core.everything import POLICY, STATES
 
@@ -44,6 +49,10 @@ def runner(folder: Path, events: asyncio.Queue[Event]) -> Runner:
         incidents=incidents,
         nccl_folder=folder,
         observer=Observer(Gpus(), {}, clock, events.put_nowait),
+        baseline=Baseline(Gpus(), {}, clock, events.put_nowait),
+        remains=Remains(Ledger(folder), engine.pids),
+        preflight=Preflight(python=(), memory=None, key={}, deadline_s=1, clock=clock),
+        uuids={},
         probes=Probes(endpoint, health_timeout_s=1, completion_timeout_s=1),
         server=Server(command=("vllm",), model="toy"),
         url=endpoint.url,
@@ -55,7 +64,7 @@ def runner(folder: Path, events: asyncio.Queue[Event]) -> Runner:
     )
     identity = Identity(version="0", model="toy", url=endpoint.url)
     audience = Audience(notifier=SystemdNotifier({}), console=Console(sys.stderr), watchdog_interval_s=None)
-    return Runner(POLICY, identity, clock, events, outside, audience)
+    return Runner(POLICY, identity, clock, events, outside, audience, GpuReport(Gpus()))
 
 
 @pytest.mark.parametrize(

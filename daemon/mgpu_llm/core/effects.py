@@ -30,12 +30,13 @@ class SpawnEngine:
 @dataclass(frozen=True, kw_only=True)
 class BeginPreflight:
     """Check the GPUs of a launch, and by which of these `transports` they reach each other: variables by name, the launch's own
-    first. Answered by Preflighted."""
+    first. `anew`: whatever has passed before, a load has failed since then. Answered by Preflighted."""
 
     attempt: int
     gpus: tuple[str, ...]
     launch: Launch
     transports: Mapping[str, Mapping[str, str]]
+    anew: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

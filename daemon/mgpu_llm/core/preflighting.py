@@ -13,6 +13,7 @@ from mgpu_llm.core.cures import Failure
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.effects import Announce, BeginPreflight, Effect, Level
 from mgpu_llm.core.preflight import Checked, When
+from mgpu_llm.core.remedies import Want
 from mgpu_llm.core.states import Policy, Run
 
 #: The engine has come to its GPUs before the check had its answer.
@@ -27,8 +28,15 @@ def begin(run: Run, policy: Policy) -> tuple[Effect, ...]:
     gpus = transports.ranks(policy.ladder, run.rung)
     if policy.preflight is When.OFF or not gpus:
         return ()
-    asked, launch = transports.asked(policy.ladder, run.rung), policy.launch(run.rung)
-    return (BeginPreflight(attempt=run.attempt, gpus=gpus, launch=launch, transports=asked),)
+    return (
+        BeginPreflight(
+            attempt=run.attempt,
+            gpus=gpus,
+            launch=policy.launch(run.rung),
+            transports=transports.asked(policy.ladder, run.rung),
+            anew=_in_doubt(run),
+        ),
+    )
 
 
 def take(run: Run, checked: Checked, policy: Policy) -> tuple[Announce, Diagnosis | None]:
@@ -52,10 +60,22 @@ def _has_a_cure(run: Run, found: Diagnosis, policy: Policy) -> bool:
     """Whether going on elsewhere is known to be better than to see what becomes of this load."""
     if run.trial is not None:
         return True
-    earlier = decision.failures_since_it_served(replace(run, tries=run.tries - 1)) if run.tries > 1 else ()
-    failures = (*earlier, Failure(rung=run.rung, found=found))
+    failures = (*_failures_before(run), Failure(rung=run.rung, found=found))
     remedy = cures.choose(policy.ladder, failures, again=False).remedy
     if remedy is None:
         return False
     # Another transport only where it was seen to work; what else there is to try does not go through the broken one.
     return found.transports.get(remedy.name, remedy.name not in transports.asked(policy.ladder, run.rung))
+
+
+def _in_doubt(run: Run) -> bool:
+    """Whether a load has failed of what a check had perhaps passed."""
+    return any(
+        Want.TRANSPORT in failure.found.wants and failure.found.outcome != "averted"
+        for failure in _failures_before(run)
+    )
+
+
+def _failures_before(run: Run) -> tuple[Failure, ...]:
+    """Those before the attempt of `run`, which has begun."""
+    return decision.failures_since_it_served(replace(run, tries=run.tries - 1)) if run.tries > 1 else ()
