@@ -52,6 +52,8 @@ def status_from_json(document: dict[str, Any]) -> Status:
     known["gpus"] = tuple(GpuStatus(**_only(GpuStatus, gpu)) for gpu in known["gpus"])
     known["attempts"] = tuple(_attempt(attempt) for attempt in known["attempts"])
     known["phases"] = tuple(PhaseStatus(**_only(PhaseStatus, phase)) for phase in known.get("phases", ()))
+    known["gpus_out"] = tuple(known.get("gpus_out", ()))
+    known["gpu_faults"] = tuple(known.get("gpu_faults", ()))
     known["degradation"] = _degradation(known.get("degradation"))
     return Status(**known)
 

@@ -29,6 +29,7 @@ from mgpu_llm.core.events import (
     ProcessesSampled,
     ProcessSample,
 )
+from mgpu_llm.gpu_health import HealthWatch
 
 #: Seconds between samples. While loading, the longest healthy quiet is about 2 s, so that a few samples fall into it, and
 #: a look may take about 4 ms of processor time (tests/bench/sampler_cost.py), so that all looks are less than 1 % of a core.
@@ -41,9 +42,6 @@ LOOK_WITHIN_S: Final = 5.0
 FOR_EVER_S: Final = 1e9
 #: An engine that ends is told after so many readings of what the kernel has said by then: some thousand records.
 LAST_READINGS: Final = 25
-#: A GPU counts as free again once it is within this of what it held before the attempt: contexts of others come and go.
-FREE_WITHIN_BYTES: Final = 256 << 20
-FREE_POLL_S: Final = 0.1
 
 T = TypeVar("T")
 
@@ -69,7 +67,6 @@ class Observer:
         self._follow = follow
         self._deaf = False
         self._ear: _Ear | None = None
-        self._baseline: dict[str, int] = {}
 
     def tell(self, event: EngineEvent) -> None:
         """Hand on what the engine's process tells. The kernel says whom it kills before it does, and both may be there to be read
@@ -77,15 +74,6 @@ class Observer:
         if isinstance(event, EngineExited) and self._ear is not None:
             self._ear.hear_all()
         self._emit(event)
-
-    async def remember(self, visible: Sequence[str]) -> None:
-        """Note what the GPUs hold before the engine touches them."""
-        self._baseline = {}
-        try:
-            readings = await self._gpus.read(self._named(visible), processes=False)
-        except DriverSilent:
-            return
-        self._baseline = {reading.uuid: reading.memory_used_bytes for reading in readings}
 
     async def watch(
         self,
@@ -102,33 +90,12 @@ class Observer:
             if pressure is not None:
                 group.create_task(self._watch_host(attempt, pressure, loading))
             if self._follow is not None:
-                group.create_task(self._listen(attempt, self._named(visible), self._follow))
+                group.create_task(self._listen(attempt, visible, self._follow))
             if visible:
-                group.create_task(self._watch_gpus(attempt, self._named(visible), loading))
-
-    async def wait_until_free(self, deadline_s: float) -> tuple[str, ...]:
-        """Wait until the GPUs hold no more than when they were remembered. Returns what is still held after the deadline."""
-        if not self._baseline:
-            return ()
-        give_up_at = self._clock() + deadline_s
-        while True:
-            try:
-                readings = await self._gpus.read(tuple(self._baseline), processes=False)
-            except DriverSilent as silence:
-                return (f"cannot see whether the GPUs are free again: {silence.reason}",)
-            held = {
-                reading.uuid: (reading.index, excess)
-                for reading in readings
-                if (excess := reading.memory_used_bytes - self._baseline[reading.uuid]) > FREE_WITHIN_BYTES
-            }
-            if not held:
-                return ()
-            if self._clock() >= give_up_at:
-                return tuple(
-                    f"GPU {index} still holds {excess / 1e9:.2f} GB more than before the attempt; nvidia-smi names who"
-                    for index, excess in held.values()
-                )
-            await asyncio.sleep(FREE_POLL_S)
+                entries = dict(zip(self._named(visible), visible, strict=True))
+                health = HealthWatch(attempt, entries, self._gpus.health, self._clock, self._emit)
+                group.create_task(health.run())
+                group.create_task(self._watch_gpus(attempt, self._named(visible), loading, health.hurry))
 
     async def _watch_processes(
         self, attempt: int, sample: Callable[[], tuple[ProcessSample, ...]], loading: Callable[[], bool]
@@ -155,17 +122,25 @@ class Observer:
         finally:
             look.leave()
 
-    async def _watch_gpus(self, attempt: int, uuids: Sequence[str], loading: Callable[[], bool]) -> None:
+    async def _watch_gpus(
+        self, attempt: int, uuids: Sequence[str], loading: Callable[[], bool], silent: Callable[[], None]
+    ) -> None:
+        """`silent` is called whenever nothing can be read that could before: one GPU that is lost is enough for that."""
+        seen = True
         while True:
             try:
                 readings = await self._gpus.read(uuids, processes=loading())
             except DriverSilent as silence:
                 self._emit(GpusUnobserved(at=self._clock(), attempt=attempt, reason=silence.reason))
+                if seen:
+                    silent()
+                seen = False
             else:
+                seen = True
                 self._emit(GpusSampled(at=self._clock(), attempt=attempt, gpus=tuple(map(_sample, readings))))
             await asyncio.sleep(_pace_s(loading))
 
-    async def _listen(self, attempt: int, uuids: Sequence[str], follow: Callable[[], Followed]) -> None:
+    async def _listen(self, attempt: int, visible: Sequence[str], follow: Callable[[], Followed]) -> None:
         """Hear the kernel until cancelled, or until there is nothing to be heard any more: that is told once in our life."""
         try:
             followed = await _opened(follow)
@@ -176,9 +151,9 @@ class Observer:
         self._ear = ear = _Ear(attempt, followed, self._clock, self._emit)
         loop.add_reader(followed, ear.hear)
         try:
-            if uuids:
+            if visible:
                 with contextlib.suppress(DriverSilent):  # then every GPU may be ours
-                    ear.addresses = await self._gpus.addresses(uuids)
+                    ear.addresses = dict(zip(visible, await self._gpus.addresses(self._named(visible)), strict=True))
             await ear.ended.wait()
             self._tell_deaf(followed.ended)
         finally:
@@ -197,7 +172,8 @@ class Observer:
 
 
 class _Ear:
-    """What the kernel says during one attempt. `addresses` are the PCI addresses of the launch's GPUs, once they are known."""
+    """What the kernel says during one attempt. `addresses` are the PCI addresses of the launch's GPUs by entry of
+    CUDA_VISIBLE_DEVICES, once they are known."""
 
     def __init__(
         self, attempt: int, followed: Followed, clock: Callable[[], float], emit: Callable[[Event], None]
@@ -206,13 +182,14 @@ class _Ear:
         self._followed = followed
         self._clock = clock
         self._emit = emit
-        self.addresses: tuple[str, ...] = ()
+        self.addresses: dict[str, str] = {}
         self.ended = asyncio.Event()
 
     def hear(self) -> None:
         for text in self._followed.heard():
-            elsewhere = kernel.is_elsewhere(text, self.addresses)
-            self._emit(KernelSaid(at=self._clock(), attempt=self._attempt, text=text, elsewhere=elsewhere))
+            elsewhere = kernel.is_elsewhere(text, self.addresses.values())
+            named = kernel.concerned(text, self.addresses)
+            self._emit(KernelSaid(at=self._clock(), attempt=self._attempt, text=text, elsewhere=elsewhere, gpus=named))
         if self._followed.ended and not self.ended.is_set():
             self.ended.set()
             asyncio.get_running_loop().remove_reader(self._followed)  # what has ended is readable for ever

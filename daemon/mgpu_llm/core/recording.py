@@ -36,7 +36,9 @@ LONGEST_S: Final = 1e9
 #: gzipped file can become many more.
 MOST_VALUES: Final = 10_000_000
 ROW_VALUES: Final = 5
-_KINDS: Final = frozenset({"note", "log", "dropped", "sample", "unobserved", "host", "kernel", "unfit", "stacks", "preflight"})
+_KINDS: Final = frozenset(
+    {"note", "log", "dropped", "sample", "unobserved", "host", "kernel", "unfit", "stacks", "preflight"}
+)
 #: The notes that somebody looks at, beside those that end a recording.
 _NOTES: Final = frozenset({"attempt", "fault", "lost"})
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")

@@ -2,8 +2,8 @@
 
 The forms of a line, of drivers from before 2012 to r610: "NVRM: Xid (0000:03:00): 13, ...",
 "NVRM: Xid (PCI:0000:41:00): 79, pid=1234, name=python3, GPU has fallen off the bus.", of a part of a GPU (MIG)
-"NVRM: Xid (PCI:0000:17:00 GPU-I:05): 43, ...", without a number "NVRM: GPU 0000:01:00.0: GPU has fallen off the bus.", and of a switch
-between GPUs "nvidia-nvswitch3: SXid (PCI:0000:05:00.0): 20034, Fatal, Link 30 LTSSM Fault Up".
+"NVRM: Xid (PCI:0000:17:00 GPU-I:05): 43, ...", without a number "NVRM: GPU 0000:01:00.0: GPU has fallen off the bus.", and of
+a switch between GPUs "nvidia-nvswitch3: SXid (PCI:0000:05:00.0): 20034, Fatal, Link 30 LTSSM Fault Up".
 """
 
 from __future__ import annotations
