@@ -220,7 +220,8 @@ EVENTS: Final = tuple(_events())
 
 def check(state: State, event: Event, after: State, effects: tuple[Effect, ...]) -> None:
     engine_exists = isinstance(state, Starting | Ready | Terminating | Killing)
-    cleared = isinstance(state, Killing) and isinstance(event, EngineGone) and event.attempt == state.run.attempt
+    over = isinstance(event, EngineGone | EngineStuck) and event.attempt == state.run.attempt
+    cleared = isinstance(state, Killing) and over and not (isinstance(event, EngineStuck) and not event.dirty)
     kinds = [type(effect) for effect in effects]
     if SpawnEngine in kinds:
         assert not engine_exists or cleared, f"{event} in {state} spawns beside a living engine"

@@ -1,7 +1,7 @@
 """The supervisor's judgement: one state and one event in, the next state and the effects out. Pure and without a clock.
 
 Invariant: an engine is spawned only from states in which none exists (Stopped, Checking, Backoff, and Killing once EngineGone
-has come), so that there never are two.
+has come), so that there never are two. What outlives SIGKILL is no engine any more, and its GPUs are used by none.
 """
 
 from __future__ import annotations
