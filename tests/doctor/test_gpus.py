@@ -145,6 +145,11 @@ def test_only_pairs_of_the_gpus_that_are_meant_count() -> None:
     assert [pair.how for pair in untold.pairs] == ["unknown"]
 
 
+def test_sizes_are_told_of_all_gpus_or_of_none() -> None:
+    assert told(WELL, WELL).sizes == (140 << 30, 140 << 30)
+    assert told(WELL, replace(WELL, memory_total_bytes=None)).sizes is told().sizes is None
+
+
 def test_without_a_driver_library_nothing_is_told_and_why() -> None:
     from mgpu_llm.adapters.gpus import Gpus
 

@@ -93,7 +93,7 @@ def test_pairs_are_told_by_how_they_reach_each_other() -> None:
     ]
     (told,) = links.pairs(mixed)
     assert told.seen == (
-        "peer-to-peer by what the driver says: 1 pairs over NVLink, 1 over PCI Express (0-2), "
+        "pairs by what the driver says: 1 over NVLink (0-1), 1 over PCI Express (0-2), "
         "1 not at all (1-2: chipset not supported); those without go through host memory, which is slower but works"
     )
     (unknown,) = links.pairs([Pair(one=0, other=1, how="unknown")])

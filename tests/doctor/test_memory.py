@@ -37,7 +37,7 @@ def of(host: Host, *, ranks: int = 4, weights: int | None = None, limit: int | N
 def test_a_host_with_room_for_the_model_and_its_ranks_is_well(tmp_path: Path) -> None:
     found = of(host_with(tmp_path, available=200 * GIB), weights=140 * GIB)
     assert levels(found) == {"memory-free": "ok", "memory-limit": "ok", "memory-pressure": "ok"}
-    assert named(found, "memory-free").seen == "200 GiB of 256 GiB available, 0 MiB of swap free"
+    assert named(found, "memory-free").seen == "200 GiB of 256 GiB available, no swap"
 
 
 @pytest.mark.parametrize(

@@ -130,12 +130,14 @@ def test_a_cache_on_a_disk_that_runs_nothing_is_a_problem(tmp_path: Path, me: Ac
 def test_a_place_that_the_user_may_not_write_in_is_told_with_who_should_own_it(
     reachable: Path, nobody: Account
 ) -> None:
-    home = reachable / "home"
+    home, state = reachable / "home", reachable / "var" / "state"
     home.mkdir(mode=0o755)
-    found = list(disks.check(System(), {"HOME": str(home), "TMPDIR": "/tmp"}, str(home / "state"), nobody))
-    closed = [finding for finding in found if finding.name == "disks-write"]
-    assert {finding.level for finding in closed} == {"problem", "warning"}
-    assert any(f"sudo install -d -o nobody {home / 'state'}" == finding.fix for finding in closed)
+    state.parent.mkdir(mode=0o755)
+    found = list(disks.check(System(), {"HOME": str(home), "TMPDIR": "/tmp"}, str(state), nobody))
+    caches, memory = [finding for finding in found if finding.name == "disks-write"]
+    assert (caches.level, memory.level) == ("problem", "warning")
+    assert f"HF_HOME: {home}/.cache/huggingface, " in caches.seen
+    assert memory.fix == f"sudo install -d -o nobody {state}, or set daemon.state_dir"
 
 
 def test_a_host_without_a_driver_has_no_device_files_to_look_at(tmp_path: Path, me: Account) -> None:

@@ -111,15 +111,19 @@ def _writable(places: Mapping[str, str], who: Account) -> Iterator[Finding]:
         why = f"only root, or {who.name}, can find out where {who.name} may write"
         yield SUBJECT.unknown("disks-write", why, f"sudo mgpuctl doctor --user {who.name}")
         return
-    closed = [what for what, can in zip(nearest, may, strict=True) if not {"w", "x"} <= set(can)]
+    closed = dict[Path, list[str]]()
+    for what, can in zip(nearest, may, strict=True):
+        if not {"w", "x"} <= set(can):
+            closed.setdefault(nearest[what], []).append(what)
     if not closed:
         yield SUBJECT.ok("disks-write", f"{who.name} may write in all {len(places)} places")
-    for what in closed:
-        seen = f"{who.name} may not write in {nearest[what]} ({what}: {places[what]})"
-        cure = f"sudo install -d -o {who.name} {places[what]}" + (
-            "" if what == STATE else f", or set {what} in engine.env"
-        )
-        yield (SUBJECT.warning if what == STATE else SUBJECT.problem)("disks-write", seen, cure)
+    for folder, whats in closed.items():
+        seen = f"{who.name} may not write in {folder} ({', '.join(f'{what}: {places[what]}' for what in whats)})"
+        caches = [what for what in whats if what != STATE]
+        cure = f"sudo install -d -o {who.name} {' '.join(places[what] for what in whats)}"
+        cure += f", or set {', '.join(caches)} in engine.env" if caches else ", or set daemon.state_dir"
+        # Without its state the daemon can still serve.
+        yield (SUBJECT.problem if caches else SUBJECT.warning)("disks-write", seen, cure)
 
 
 def _nearest(path: Path) -> Path:

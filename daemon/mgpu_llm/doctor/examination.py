@@ -188,7 +188,6 @@ def _of_the_config(patient: Patient, facts: Facts) -> list[Check]:
     )
     if loaded is None:
         return [variables]
-    count = len(facts.told.chosen) if facts.told and facts.told.chosen else None
     runtime = Path(loaded.config.daemon.runtime_dir)
     return [
         *_of_the_model(loaded, patient, facts),
@@ -206,7 +205,7 @@ def _of_the_config(patient: Patient, facts: Facts) -> list[Check]:
         Check(
             subject=settings.SUBJECT,
             name="config",
-            work=lambda: settings.check(loaded, facts.environ, count),
+            work=lambda: settings.check(loaded, facts.environ, facts.told.sizes if facts.told else None),
             limit_s=CONFIG_S,
         ),
     ]

@@ -47,6 +47,12 @@ class Told:
         return (self.host.cuda if self.host else None) or ""
 
     @property
+    def sizes(self) -> tuple[int, ...] | None:
+        """The memory of each chosen GPU, in bytes; None where it is not told of all, or there are none."""
+        told = tuple(gpu.memory_total_bytes for gpu in self.chosen if gpu.memory_total_bytes is not None)
+        return told if told and len(told) == len(self.chosen) else None
+
+    @property
     def pairs(self) -> list[Pair]:
         """Of the chosen GPUs."""
         meant = {gpu.index for gpu in self.chosen}

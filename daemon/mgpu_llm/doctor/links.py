@@ -84,9 +84,9 @@ def pairs(found: Sequence[Pair]) -> Iterator[Finding]:
     over_pci = [pair.name for pair in found if pair.how == "pcie"]
     apart = [pair for pair in found if pair.how == "none"]
     if found and len(joined) == len(found):
-        yield SUBJECT.ok("links-p2p", f"NVLink joins all {len(found)} pairs")
+        yield SUBJECT.ok("links-p2p", f"NVLink joins every two of them ({listed([pair.name for pair in found])})")
         return
-    words = [f"{len(joined)} pairs over NVLink"] if joined else []
+    words = [f"{len(joined)} over NVLink ({listed([pair.name for pair in joined])})"] if joined else []
     untold = [pair.name for pair in found if pair.how == "unknown"]
     words += [f"{len(over_pci)} over PCI Express ({listed(over_pci)})"] if over_pci else []
     if apart:
@@ -99,7 +99,7 @@ def pairs(found: Sequence[Pair]) -> Iterator[Finding]:
         yield SUBJECT.unknown("links-p2p", f"the driver does not tell how {listed(untold)} reach each other")
     if words:
         slower = "; those without go through host memory, which is slower but works" if apart else ""
-        yield SUBJECT.ok("links-p2p", f"peer-to-peer by what the driver says: {', '.join(words)}{slower}")
+        yield SUBJECT.ok("links-p2p", f"pairs by what the driver says: {', '.join(words)}{slower}")
 
 
 def check(system: System, found: Sequence[Pair]) -> Iterator[Finding]:

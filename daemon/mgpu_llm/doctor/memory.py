@@ -90,7 +90,8 @@ def group_limit(system: System) -> int | None:
 def _free(told: dict[str, int], ranks: int, weights: int | None) -> Iterator[Finding]:
     available, needed = told["MemAvailable"], ABOVE_BYTES + ranks * RANK_BYTES
     swap = told.get("SwapFree", 0)
-    seen = f"{gib(available)} of {gib(told.get('MemTotal', 0))} available, {gib(swap)} of swap free"
+    spare = f"{gib(swap)} of swap free" if swap else "no swap"
+    seen = f"{gib(available)} of {gib(told.get('MemTotal', 0))} available, {spare}"
     if available < needed:
         short = f"{seen}; {ranks} ranks need about {gib(needed)} while they load"
         said = SUBJECT.problem if available + swap < needed else SUBJECT.warning

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from mgpu_llm.config import checks
+from mgpu_llm.config.fitting import weight_problems
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.config.problem import render
 from mgpu_llm.doctor.finding import Finding, Subject
@@ -14,10 +15,13 @@ from mgpu_llm.doctor.finding import Finding, Subject
 SUBJECT: Final = Subject("config")
 
 
-def check(loaded: Loaded, environ: Mapping[str, str], gpu_count: int | None) -> Iterator[Finding]:
-    """`environ` is what the engine inherits. Starts the engine's Python once, 20 s at most.
-    Who has the port is told elsewhere."""
-    problems = checks.check(loaded, environ, gpu_count=gpu_count, engine_runs=True)
+def check(loaded: Loaded, environ: Mapping[str, str], gpu_bytes: Sequence[int] | None) -> Iterator[Finding]:
+    """`environ` is what the engine inherits; `gpu_bytes` what each GPU of the config has, None where nobody tells of them. Starts
+    the engine's Python once, 20 s at most. Who has the port is told elsewhere, and which files of weights are broken."""
+    count = None if gpu_bytes is None else len(gpu_bytes)
+    found = checks.check(loaded, environ, gpu_count=count, gpu_bytes=gpu_bytes or (), engine_runs=True)
+    elsewhere = set(weight_problems(loaded, environ)) if loaded.complete else set()
+    problems = [problem for problem in found if problem not in elsewhere]
     for problem in problems:
         yield SUBJECT.problem("config", render([replace(problem, hint="")]), problem.hint)
     if not problems:

@@ -66,9 +66,9 @@ def check(folder: Path, files: Sequence[Path], who: Account, *, tokenizer: bool)
             "model-weights", seen, f"fetch these anew, as with: hf download REPOSITORY --local-dir {folder}"
         )
     else:
-        yield SUBJECT.ok("model-weights", f"{len(files)} files of weights, {gib(size)}, whole by their headers")
+        yield SUBJECT.ok("model-weights", f"weights of {gib(size)}, in {_count(files)}, whole by the headers")
     if tokenizer and not any(next(folder.glob(pattern), None) for pattern in TOKENIZERS):
-        seen = f"no tokenizer in {folder} ({listed(list(TOKENIZERS), 3)} ...)"
+        seen = f"no tokenizer in {folder}: none of {listed(list(TOKENIZERS), 3)}"
         yield SUBJECT.warning(
             "model-tokenizer", seen, 'fetch it too, or name one: engine.args = ["--tokenizer", "..."]'
         )
@@ -104,7 +104,9 @@ def rate(speed: Speed, left: int, kind: str, *, remote: bool) -> Finding:
         return SUBJECT.unknown("model-speed", "nothing could be read of it")
     takes_s = left / per_s
     measured = f"{kind}: one reader gets {per_s / 1e6:.0f} MB/s ({gib(speed.read_bytes)} read)"
-    seen = f"{measured}; {gib(left)} to read take about {_span(takes_s)}"
+    seen = f"{measured}; " + (
+        f"the {gib(left)} on the disk take about {_span(takes_s)}" if left else "nothing is left to read"
+    )
     if takes_s > LONG_S:
         where = "a local disk" if remote else "a faster disk"
         cure = f"copy the model to {where}, or read it once before: cat FILES > /dev/null"
@@ -165,6 +167,10 @@ def _cached(resident: int | None, size: int) -> Finding:
         return SUBJECT.unknown("model-cached", "the kernel tells only the files' owner how much is in the page cache")
     percent = 100 * resident // size if size else 0
     return SUBJECT.ok("model-cached", f"{gib(resident)} of {gib(size)} are in the page cache ({percent} %)")
+
+
+def _count(files: Sequence[Path]) -> str:
+    return f"{len(files)} files" if files[1:] else "one file"
 
 
 def _span(seconds: float) -> str:
