@@ -26,9 +26,9 @@ from mgpu_llm.host import Found, Versions
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything that the config decides. `uuids` maps the entries of CUDA_VISIBLE_DEVICES to NVML's UUIDs, spares included.
-    `driver_told`: the GPUs are what the driver says of them, and not only what the config calls them. `fitting` is
-    whether the model fits them, None where nobody can tell, and `used_bytes` what is used of each now. `versions` are known of a
-    plan to be run."""
+    `driver_told`: the GPUs are what the driver says of them, and not only what the config calls them. `fitting` is whether the
+    model fits them, None where nobody can tell, and `held_bytes` what is used of each now and what it has. `versions` are known
+    of a plan to be run."""
 
     policy: Policy
     server: Server
@@ -40,7 +40,7 @@ class Plan:
     uuids: Mapping[str, str]
     driver_told: bool = True
     fitting: Fitting | None = None
-    used_bytes: Mapping[str, int] = field(default_factory=dict)
+    held_bytes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     versions: Versions = field(default_factory=Versions)
 
 
@@ -71,7 +71,7 @@ def plan(config: Config, found: Found, command: tuple[str, ...], environ: Mappin
         state_dir=Path(config.daemon.state_dir),
         uuids=uuids,
         fitting=fitted,
-        used_bytes=found.used_bytes,
+        held_bytes=found.held_bytes,
     )
 
 

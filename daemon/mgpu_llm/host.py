@@ -26,12 +26,12 @@ ENGINE_S: Final = 7.0
 class Found:
     """The configured GPUs. `uuids` and `spares` have NVML's UUIDs by entry of CUDA_VISIBLE_DEVICES, in the config's order;
     `uuids` is None where the config wants no GPUs. `memory_bytes` is what each of those in use has, in that order, and
-    `used_bytes` what is used of it now, by entry; a GPU that does not tell is not in it."""
+    `held_bytes` what is used of it now and what there is, by entry; a GPU that does not tell is not in it."""
 
     uuids: Mapping[str, str] | None = None
     spares: Mapping[str, str] = field(default_factory=dict)
     memory_bytes: tuple[int, ...] = ()
-    used_bytes: Mapping[str, int] = field(default_factory=dict)
+    held_bytes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     nvlink: Nvlink = Nvlink.NONE
 
 
@@ -70,7 +70,7 @@ async def find_gpus(loaded: Loaded, driver: Gpus) -> Found | ConfigProblem | Gpu
         uuids=_by_index(chosen),
         spares=_by_index(together[len(chosen) :]),
         memory_bytes=tuple(gpu.memory_total_bytes for gpu in chosen),
-        used_bytes=await _used(driver, chosen),
+        held_bytes=await _held(driver, chosen),
         nvlink=await _nvlink(driver, [gpu.uuid for gpu in chosen]),
     )
 
@@ -119,12 +119,12 @@ async def _nvlink(driver: Gpus, uuids: Sequence[str]) -> Nvlink:
     return Nvlink.ALL if len(joined) == len(list(combinations(uuids, 2))) else Nvlink.SOME
 
 
-async def _used(driver: Gpus, gpus: Sequence[Gpu]) -> dict[str, int]:
+async def _held(driver: Gpus, gpus: Sequence[Gpu]) -> dict[str, tuple[int, int]]:
     try:
         told = await driver.read([gpu.uuid for gpu in gpus])
     except GpusUnobserved:
         return {}
-    return {str(reading.index): reading.memory_used_bytes for reading in told}
+    return {str(reading.index): (reading.memory_used_bytes, reading.memory_total_bytes) for reading in told}
 
 
 async def _driver(driver: Gpus | None) -> str:

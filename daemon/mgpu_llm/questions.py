@@ -94,7 +94,7 @@ async def check(config_file: Path) -> int:
     lines += [f"  {line}" for line in (fitting.lines(fitted) if fitted is not None else ())]
     _print("\n".join(lines))
     # What our own engine holds is no news.
-    for remark in () if fitted is None else fitting.remarks(fitted, {} if running else planned.used_bytes):
+    for remark in () if fitted is None else fitting.remarks(fitted, {} if running else planned.held_bytes):
         streams.tell(f"remark: {remark}", sys.stderr)
     for remark in reservation.remarks(loaded, planned):
         streams.tell(f"remark: {remark}", sys.stderr)

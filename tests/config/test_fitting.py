@@ -73,13 +73,14 @@ def test_what_is_tight_by_the_estimate_is_no_problem_but_a_remark(tmp_path: Path
 
 def test_what_fits_well_is_no_remark_and_what_does_not_fit_is_a_problem_instead(tmp_path: Path) -> None:
     folder = write_model(tmp_path, QWEN_72B)
-    assert list(remarks(base(folder, gpu=H200), {"0": GIB, "1": GIB})) == []
+    assert list(remarks(base(folder, gpu=H200), {"0": (GIB, H200), "1": (GIB, H200)})) == []
     assert list(remarks(base(folder, gpus=1), {})) == []
 
 
 def test_what_others_hold_of_a_gpu_is_a_remark_where_vllm_would_not_start_beside_it(tmp_path: Path) -> None:
     folder = write_model(tmp_path, QWEN_7B)
-    assert list(remarks(base(folder, gpu=H200), {"0": 10 * GIB, "1": 30 * GIB})) == [
+    held = {"0": (10 * GIB, H200), "1": (30 * GIB, H200), "2": (90 * GIB, H200)}
+    assert list(remarks(base(folder, gpu=H200), held)) == [
         "others hold 30.0 GiB of GPU 1: 109.6 GiB are free, and vLLM does not start with less than 125.6 GiB "
         "(utilisation 0.9)"
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,9 @@ def test_a_quantised_model_stays_as_it_is_stored_also_where_the_method_is_named(
     (folder / "config.json").write_text(json.dumps({**QWEN_7B, "quantization_config": {"quant_method": "awq"}}))
     assert need(folder, "-q", "awq").need.weights == Weights(least=256, split=256)
     assert isinstance(told(folder, "-q", "awq", "--cpu-offload-gb", "1"), str)
+    (folder / "model.safetensors").unlink()
+    write_file(folder / "model.safetensors", [replace(packed, dtype="BF16", bytes=128)])
+    assert told(folder) == "its weights are quantised only while they are loaded"
     (folder / "hf_quant_config.json").touch()
     assert told(folder) == "hf_quant_config.json changes how they are kept"
 
@@ -115,6 +119,17 @@ def test_a_model_that_computes_embeddings_has_no_certain_cache(tmp_path: Path) -
     cache = need(folder).need.cache
     assert cache is not None
     assert not cache.certain
+
+
+def test_a_command_with_options_that_only_vllm_knows_leaves_it_unknown(tmp_path: Path) -> None:
+    text = f"model.path = '{write_model(tmp_path, QWEN_7B)}'\nengine.command = "
+    module = f"{text}['/usr/bin/python3', '-m', 'vllm.entrypoints.cli.main', 'serve']"
+    assert isinstance(known(config(module), {}), Known)
+    own = f"{text}['/opt/vllm/bin/vllm', 'serve', '--max-model-len', '512']"
+    assert known(config(own), {}) == "engine.command has options of its own"
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert list(broken_files(config(own), {})) == []
+    assert [one.why for one in broken_files(config(module), {})] == ["it is empty"]
 
 
 def test_a_model_that_is_not_here_or_says_nothing_is_not_known(tmp_path: Path) -> None:

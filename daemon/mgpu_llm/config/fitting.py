@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from mgpu_llm.config import engine_args as options
@@ -111,11 +112,13 @@ def lines(base: Fitting) -> tuple[str, ...]:
     return tuple(told)
 
 
-def remarks(base: Fitting, used_bytes: Mapping[str, int]) -> Iterator[str]:
-    """What may go wrong and is no problem of the config. `used_bytes` is what others hold now, by GPU."""
-    total = base.gpu_bytes * CUDA_PART
-    wanted = total * base.utilisation
-    for gpu, used in used_bytes.items():
+def remarks(base: Fitting, held_bytes: Mapping[str, tuple[int, int]]) -> Iterator[str]:
+    """What may go wrong and is no problem of the config. `held_bytes` is what others hold now of how much, by GPU in the
+    config's order."""
+    stages = base.need.pipeline_parallel if base.need is not None else 1
+    for gpu, (used, has) in islice(held_bytes.items(), base.tensor_parallel * stages):
+        total = has * CUDA_PART
+        wanted = total * base.utilisation
         if total - used < wanted:
             yield (
                 f"others hold {_gib(used)} of GPU {gpu}: {_gib(round(total - used))} are free, and vLLM does not start with "

@@ -22,7 +22,7 @@ from mgpu_llm.config.model import (
 from mgpu_llm.config.safetensors import BrokenFileError, read_header
 from mgpu_llm.config.schema import Config
 from mgpu_llm.core.fit import Need
-from mgpu_llm.core.sharding import Loading, Tensor, lay, unused
+from mgpu_llm.core.sharding import FLOATS, Loading, Tensor, lay, unused
 
 #: What is read as it is stored (vLLM 0.32.0, model_executor/model_loader). "auto" and none at all take safetensors first.
 _PLAIN_FORMATS: Final = (None, "auto", "hf", "safetensors", "fastsafetensors", "instanttensor", "runai_streamer")
@@ -36,6 +36,8 @@ _OTHER_SETTINGS: Final[tuple[options.Option, ...]] = (
     ("--hf-overrides",),
     ("--config-format",),
 )
+#: Options of Python before a module, which are none of vLLM's.
+_PYTHONS: Final = ("-m", "-u", "-I", "-s", "-S", "-E", "-P")
 _OTHER_REVISION: Final[options.Option] = ("--revision",)
 _OTHER_HUB: Final = "VLLM_USE_MODELSCOPE"
 SUFFIX: Final = ".safetensors"
@@ -88,6 +90,8 @@ def known(config: Config, environ: Mapping[str, str]) -> Known | str:
     tensors = found.tensors if found is not None else architecture.tensors(settings)
     if tensors is None:
         return "without weight files that is known for plain models only"
+    if architecture.quantisation(settings) and not any(tensor.dtype not in FLOATS for tensor in tensors):
+        return "its weights are quantised only while they are loaded"
     need = _need(
         config, environ, settings, tensors, generates=not any(_is_there(folder / name) for name in _EMBEDDING_MODEL)
     )
@@ -133,6 +137,8 @@ def broken_files(config: Config, environ: Mapping[str, str]) -> Iterator[Broken]
     folder = model_folder(config, environ)
     if folder is None or options.value(config.engine.args, options.LOAD_FORMAT) not in _PLAIN_FORMATS:
         return
+    if _hides_options(config):
+        return
     if _is_there(folder / MISTRAL_FILE) or _other_model(config, environ):
         return
     for file in _needed(folder, architecture.layers(architecture.shape(model_settings(config, environ)))):
@@ -162,6 +168,8 @@ def _unknowable(config: Config, environ: Mapping[str, str], folder: Path, settin
     args = config.engine.args
     if not settings:
         return "its config.json does not tell"
+    if _hides_options(config):
+        return "engine.command has options of its own"
     if options.value(args, options.LOAD_FORMAT) not in (*_PLAIN_FORMATS, DUMMY):
         return "--load-format has weights loaded otherwise than they are stored"
     if _sets_any(args, _OTHER_SETTINGS):
@@ -174,6 +182,11 @@ def _unknowable(config: Config, environ: Mapping[str, str], folder: Path, settin
     if _sets_any(args, [option for option in options.OTHER_WEIGHTS if option not in fine]):
         return "engine.args change the weights, or where they are kept"
     return f"{_QUANTISED_BESIDE} changes how they are kept" if _is_there(folder / _QUANTISED_BESIDE) else ""
+
+
+def _hides_options(config: Config) -> bool:
+    """Whether the command has options that are not among the arguments."""
+    return any(word.startswith("-") and word not in _PYTHONS for word in config.engine.command[1:])
 
 
 def _other_model(config: Config, environ: Mapping[str, str]) -> bool:

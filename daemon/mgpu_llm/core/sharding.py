@@ -22,7 +22,7 @@ BITS: Final = {
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
     "F4": 4,
 }
-_FLOATS: Final = ("F64", "F32", "F16", "BF16")
+FLOATS: Final = ("F64", "F32", "F16", "BF16")
 VOCABULARY_UNIT: Final = 64
 
 #: The layers of a language model as vLLM's loaders know them. Towers, talkers and predictors of later tokens have other
@@ -128,14 +128,14 @@ def _certain(tensor: Tensor, loading: Loading) -> bool:
 
 def _held(tensor: Tensor, loading: Loading) -> int:
     """Bytes on the GPU: floats become the dtype of the model, what is quantised stays as it is stored."""
-    if loading.quantised or tensor.dtype not in _FLOATS:
+    if loading.quantised or tensor.dtype not in FLOATS:
         return tensor.bytes
     return prod(tensor.shape) * loading.float_bytes
 
 
 def _least(tensor: Tensor, loading: Loading) -> int:
     """The same where nobody knows which floats of a quantised model are halved."""
-    if loading.quantised and tensor.dtype in _FLOATS:
+    if loading.quantised and tensor.dtype in FLOATS:
         return min(tensor.bytes, prod(tensor.shape) * 2)
     return _held(tensor, loading)
 
