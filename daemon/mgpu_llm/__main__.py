@@ -74,7 +74,7 @@ def main(
 
     \b
     Exit status: 0 stopped on request; 2 a wrong command line; 65 no retry can help; 69 gave up, the ladder is spent;
-    70 a fault in mgpud; 75 try again (another daemon runs, or the driver cannot be reached); 78 the config is wrong.
+    70 a fault in mgpud; 75 try again (another daemon runs or has a GPU, or the driver cannot be reached); 78 the config is wrong.
     """
     if check + doctor + gpus + (cause is not None) > 1:
         raise click.UsageError("--check, --plan, --doctor and --gpus are several questions; ask one of them")

@@ -92,6 +92,7 @@ def test_a_gpu_has_one_holder_who_is_named_and_the_lock_dies_with_it_by_sigkill(
         with held([tmp_path], [GPU], me()):
             assert holders([tmp_path], GPU) == (me(),)
         assert holders([tmp_path], GPU) == ()
+        assert list(tmp_path.iterdir()) == [], "nothing is left of a lock that was let go of"
 
 
 def test_a_gpu_is_shared_by_all_who_say_so_and_by_nobody_else(tmp_path: Path) -> None:
@@ -255,3 +256,44 @@ def test_a_mig_slice_of_the_old_naming_has_a_lock_of_its_own(tmp_path: Path) -> 
     slices = ["MIG-GPU-a0000000-0000-4000-8000-000000000000/1/0", "MIG-GPU-a0000000-0000-4000-8000-000000000000/2/0"]
     with held([tmp_path], slices[:1], me()), held([tmp_path], slices[1:], me()):
         assert len(list(tmp_path.iterdir())) == 2
+
+
+#: Takes and lets go of a lock again and again, and tells how often it had it, and how often somebody else had it too.
+AGAIN_AND_AGAIN = """
+import os, sys
+from pathlib import Path
+from mgpu_llm.adapters.gpu_locks import HeldError, Holder, SpoiltError, held
+folder, gpu, had, both = Path(sys.argv[1]), sys.argv[2], 0, 0
+for _ in range(300):
+    try:
+        with held([folder], [gpu], Holder(pid=os.getpid())):
+            had += 1
+            try: os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))
+            except FileExistsError: both += 1
+            else: os.unlink(folder / "inside")
+    except HeldError: pass
+print(had, both)
+"""
+
+
+def test_locks_whose_files_come_and_go_are_never_held_by_two(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    argv = [sys.executable, "-c", AGAIN_AND_AGAIN, str(tmp_path), GPU]
+    with ExitStack() as stack:
+        all_of_them = [
+            stack.enter_context(subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env)) for _ in range(4)
+        ]
+        answers = [process.communicate(timeout=60)[0].split() for process in all_of_them]
+    assert [both for _, both in answers] == ["0"] * 4
+    assert all(int(had) > 0 for had, _ in answers)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_of_a_shared_lock_stays_for_those_who_still_hold_it(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        other = Taker(stack, tmp_path, shared=True)
+        assert other.take() == "held"
+        with held([tmp_path], [GPU], me(shared=True)):
+            pass
+        assert [holder.pid for holder in holders([tmp_path], GPU)] == [other.process.pid]
+        assert Taker(stack, tmp_path).take() == f"{GPU} {other.process.pid}"

@@ -22,3 +22,10 @@ def test_each_fault_has_a_line_and_without_any_there_is_none(tmp_path: Path) -> 
     (tmp_path / "sound").mkdir()
     with daemon(tmp_path / "sound", SampleBackend(SERVING)) as socket_path:
         assert "GPU fault" not in mgpuctl(socket_path, "status").stdout
+
+
+def test_a_gpu_that_is_out_is_shown_with_why_and_what_to_do(tmp_path: Path) -> None:
+    out = ("GPU 1 is out: it still holds 5.00 GB; reset it", "GPU 3 is out: gone")
+    with daemon(tmp_path, SampleBackend(replace(SERVING, gpus_out=out))) as socket_path:
+        page = mgpuctl(socket_path, "status").stdout
+    assert "GPU out:   GPU 1 is out: it still holds 5.00 GB; reset it\n           GPU 3 is out: gone" in page

@@ -1,7 +1,7 @@
 """Locks on GPUs that every instance of a host meets, and that die with their holder, however it dies.
 
 One file a GPU, named by its UUID, in each of several folders. What counts is flock(2) on the file; what is written in it only
-names the holder. The files stay where they are: one that nobody has locked is no lock.
+names the holder. Who was killed leaves its files: one that nobody has locked is no lock.
 """
 
 from __future__ import annotations
@@ -75,12 +75,11 @@ def held(folders: Sequence[Path], uuids: Iterable[str], me: Holder) -> Iterator[
         for folder in sorted(set(folders)):
             for uuid in sorted(set(uuids)):
                 try:
-                    descriptor = _open(folder, uuid)
+                    descriptor = _acquire(folder, uuid, me)
                 except OSError as error:
                     unusable[str(folder)] = (error.strerror or str(error)).lower()
                     break
-                stack.callback(os.close, descriptor)
-                _take(descriptor, uuid, me)
+                stack.callback(_release, descriptor, path_of(folder, uuid))
         yield unusable
 
 
@@ -99,6 +98,40 @@ def holders(folders: Iterable[Path], uuid: str) -> tuple[Holder, ...]:
 
 def path_of(folder: Path, uuid: str) -> Path:
     return folder / f"mgpu-llm-{re.sub(r'[^A-Za-z0-9-]', '_', uuid)}.lock"
+
+
+def _acquire(folder: Path, uuid: str, me: Holder) -> int:
+    """The lock file, open and locked. Raises HeldError, SpoiltError, and OSError where the folder cannot be used."""
+    path = path_of(folder, uuid)
+    for _ in range(OPEN_TRIES):
+        descriptor = _open(folder, uuid)
+        try:
+            _take(descriptor, uuid, me)
+            if _is_at(path, descriptor):
+                _write(descriptor, me)
+                return descriptor
+        except (HeldError, SpoiltError):
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its last holder has just removed it
+    raise SpoiltError(uuid, f"'{path}' comes and goes; see who removes it")
+
+
+def _release(descriptor: int, path: Path) -> None:
+    """Let go of it, and remove the file unless others share it: who has opened it meanwhile sees that it is gone."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(path, descriptor):
+            path.unlink()
+    os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        there, ours = path.lstat(), os.fstat(descriptor)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 
 
 def _open(folder: Path, uuid: str) -> int:
@@ -149,6 +182,10 @@ def _take(descriptor: int, uuid: str, me: Holder) -> None:
         raise HeldError(uuid, _holders(descriptor) or (Holder(pid=0),)) from None
     except OSError as error:  # a file system without locks
         raise SpoiltError(uuid, f"cannot lock: {(error.strerror or str(error)).lower()}; set gpus.lock_dirs") from None
+
+
+def _write(descriptor: int, me: Holder) -> None:
+    """Our name beside those of the others who share it."""
     others = [holder for holder in _holders(descriptor) if holder.pid != me.pid] if me.shared else []
     text = "".join(f"{json.dumps(asdict(holder))}\n" for holder in (*others, me))
     with suppress(OSError):  # opened for reading only, or a full disk: the lock holds all the same

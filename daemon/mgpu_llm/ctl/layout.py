@@ -47,6 +47,7 @@ def status_lines(status: Status, page: Page) -> list[str]:
         lines += _settings_fields(status, page)
     lines += _engine_fields(status, page)
     lines += _field("GPUs", gpu_lines(status, page, LABEL + 2))
+    lines += _field("GPU out", [line for out in status.gpus_out for line in page.wrap(out, LABEL + 2)])
     lines += _field("GPU fault", [line for fault in status.gpu_faults for line in page.wrap(fault, LABEL + 2)])
     lines += _failures(status, page)
     return lines + _next(status, page)
