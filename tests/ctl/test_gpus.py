@@ -195,7 +195,7 @@ def test_the_words_of_processes_and_drivers_cannot_steer_the_terminal() -> None:
         assert "".join(gpu_page(document, page)).isprintable()
 
 
-@pytest.mark.parametrize("body", [b"{}", b'{"gpus": [{}], "missing": []}', b'{"gpus": 3}'])
+@pytest.mark.parametrize("body", [b'{"gpus": [{}], "missing": []}', b'{"gpus": 3}'])
 def test_an_answer_that_is_none_is_nonsense(tmp_path: Path, body: bytes) -> None:
     with foreign(tmp_path / "s", says(http_reply(body))) as socket_path:
         done = mgpuctl(socket_path, "gpus")
