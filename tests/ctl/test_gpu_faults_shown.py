@@ -28,4 +28,4 @@ def test_a_gpu_that_is_out_is_shown_with_why_and_what_to_do(tmp_path: Path) -> N
     out = ("GPU 1 is out: it still holds 5.00 GB; reset it", "GPU 3 is out: gone")
     with daemon(tmp_path, SampleBackend(replace(SERVING, gpus_out=out))) as socket_path:
         page = mgpuctl(socket_path, "status").stdout
-    assert "GPU out:   GPU 1 is out: it still holds 5.00 GB; reset it\n           GPU 3 is out: gone" in page
+    assert "  GPU out: GPU 1 is out: it still holds 5.00 GB; reset it\n           GPU 3 is out: gone" in page
