@@ -41,8 +41,8 @@ def test_a_model_that_certainly_does_not_fit_is_a_problem_with_its_numbers_and_t
 ) -> None:
     folder = write_model(tmp_path, QWEN_72B)
     assert problems(folder, gpus=1) == [
-        "a.toml: gpus.use: the model does not fit: each of 1 GPU needs at least 135.4 GiB of weights and 10.0 GiB of cache for "
-        "32768 tokens, and 0.9 of 79.6 GiB is 71.7 GiB; use 4 GPUs (gpus.use, gpus.tensor_parallel = 4)"
+        "a.toml: gpus.use: the model does not fit: it needs at least 135.4 GiB of weights and 10.0 GiB of cache for "
+        "32768 tokens on its one GPU, and 0.9 of 79.6 GiB is 71.7 GiB; use 4 GPUs (gpus.use, gpus.tensor_parallel = 4)"
     ]
     assert problems(folder, gpus=4) == []
 
@@ -51,9 +51,9 @@ def test_a_context_that_needs_more_cache_than_there_can_be_is_one_too(tmp_path: 
     folder = write_model(tmp_path, QWEN_72B)
     (problem,) = problems(folder)
     assert problem == (
-        "a.toml: gpus.use: the model does not fit: each of 2 GPUs needs at least 67.7 GiB of weights and 5.0 GiB of cache for "
-        "32768 tokens, and 0.9 of 79.6 GiB is 71.7 GiB; set gpus.memory_utilisation = 0.94 or use 4 GPUs (gpus.use, "
-        "gpus.tensor_parallel = 4)"
+        "a.toml: gpus.use: the model does not fit: it needs at least 67.7 GiB of weights and 5.0 GiB of cache for "
+        "32768 tokens on each of its 2 GPUs, and 0.9 of 79.6 GiB is 71.7 GiB; "
+        "set gpus.memory_utilisation = 0.94 or use 4 GPUs (gpus.use, gpus.tensor_parallel = 4)"
     )
     assert problems(folder, "engine.args = ['--max-model-len', '8192']") == []
     assert problems(folder, "engine.args = ['--max-model-len', 'auto']") == []
@@ -89,7 +89,7 @@ def test_what_others_hold_of_a_gpu_is_a_remark_where_vllm_would_not_start_beside
 def test_the_estimate_says_what_is_needed_and_how_many_tokens_there_will_be_room_for(tmp_path: Path) -> None:
     found = base(write_model(tmp_path, QWEN_7B, shards=4), "engine.args = ['--max-model-len', '4096']")
     weights, room, tokens = lines(found)
-    assert weights.startswith("about 7.1 GiB of weights on each of 2 GPUs (14.2 GiB in 4 files; ")
+    assert weights.startswith("about 7.1 GiB of weights on each of its 2 GPUs (14.2 GiB in 4 files; ")
     assert weights.endswith(" bytes of them were read)")
     assert room == "about 63.3 GiB of 79.2 GiB left for the cache at utilisation 0.9, 0.9 GiB for the work itself"
     assert tokens == "room for about 2368848 tokens; one request of 4096 needs 0.1 GiB"
@@ -98,7 +98,7 @@ def test_the_estimate_says_what_is_needed_and_how_many_tokens_there_will_be_room
 def test_the_estimate_leaves_out_what_is_not_known(tmp_path: Path) -> None:
     folder = write_model(tmp_path, QWEN_7B)
     dummy = lines(base(folder, "engine.args = ['--load-format', 'dummy', '--max-model-len', 'auto']", gpus=1))
-    assert dummy[0] == "about 14.2 GiB of weights on each of 1 GPU (by its config.json)"
+    assert dummy[0] == "about 14.2 GiB of weights on its one GPU (by its config.json)"
     assert dummy[2].endswith(" tokens; vLLM chooses the context")
     assert len(lines(base(folder, "engine.args = ['--num-gpu-blocks-override', '9']"))) == 2
     windows = {**QWEN_7B, "use_sliding_window": True, "sliding_window": 4096}
@@ -158,14 +158,15 @@ def test_a_model_without_a_cache_may_fill_the_whole_gpu(tmp_path: Path) -> None:
     folder = write_model(tmp_path, QWEN_72B)
     (problem,) = problems(folder, "engine.args = ['--runner', 'pooling']", gpus=1)
     assert problem.startswith(
-        "a.toml: gpus.use: the model does not fit: each of 1 GPU needs at least 133.1 GiB of weights, and it has 79.6 GiB; use "
+        "a.toml: gpus.use: the model does not fit: it needs at least 133.1 GiB of weights on its one GPU, and there are "
+        "79.6 GiB; use "
     )
 
 
 def test_where_the_context_is_vllms_choice_a_block_of_cache_is_needed(tmp_path: Path) -> None:
     folder = write_model(tmp_path, QWEN_72B)
     (problem,) = problems(folder, "engine.args = ['--max-model-len=-1']", gpus=1)
-    assert "135.4 GiB of weights and 0.0049 GiB of cache for a block, and 0.9 of 79.6 GiB" in problem
+    assert "135.4 GiB of weights and 0.0049 GiB of cache for a block on its one GPU, and 0.9 of 79.6 GiB" in problem
 
 
 def test_more_ranks_are_proposed_only_where_they_split_the_heads() -> None:

@@ -38,8 +38,8 @@ def test_what_does_not_fit_is_a_wrong_config_for_the_check_the_plan_and_the_daem
     nvml.set([FakeGpu()] * 2)
     one = {"gpus.use": [0]}
     refused = (
-        "FILE: gpus.use: the model does not fit: each of 1 GPU needs at least 135.4 GiB of weights and 10.0 GiB of cache for "
-        "32768 tokens, and 0.9 of 140.4 GiB is 126.4 GiB; use 2 GPUs (gpus.use, gpus.tensor_parallel = 2)\n"
+        "FILE: gpus.use: the model does not fit: it needs at least 135.4 GiB of weights and 10.0 GiB of cache for "
+        "32768 tokens on its one GPU, and 0.9 of 140.4 GiB is 126.4 GiB; use 2 GPUs (gpus.use, gpus.tensor_parallel = 2)\n"
     )
     for arguments in (("--check",), ("--plan", "unknown"), ()):
         code, out, err = said(tmp_path, nvml, one, *arguments)
@@ -51,7 +51,7 @@ def test_the_check_prints_the_estimate_and_what_others_hold(tmp_path: Path, nvml
     nvml.set([FakeGpu(), FakeGpu(used_bytes=30 * GIB)])
     code, out, err = said(tmp_path, nvml, {}, "--check")
     assert code == 0
-    assert "  about 67.7 GiB of weights on each of 2 GPUs (135.4 GiB in 4 files; " in out
+    assert "  about 67.7 GiB of weights on each of its 2 GPUs (135.4 GiB in 4 files; " in out
     assert "one request of 32768 needs 5.0 GiB\n" in out
     assert (
         "remark: others hold 30.0 GiB of GPU 1: 109.6 GiB are free, and vLLM does not start with less than 125.6 GiB"

@@ -98,7 +98,7 @@ def lines(base: Fitting) -> tuple[str, ...]:
     stored = f"{_gib(base.known.stored_bytes)} in {_count(base.known.files, 'file')}"
     source = f"{stored}; {base.known.read_bytes} bytes of them were read" if base.known.files else "by its config.json"
     told = [
-        f"about {_gib(fit.weights)} of weights on each of {_gpus(base, base.known.need)} ({source})",
+        f"about {_gib(fit.weights)} of weights on {_gpus(base, base.known.need)} ({source})",
         f"about {_gib(max(fit.left, 0))} of {_gib(round(base.gpu_bytes * CUDA_PART))} left for the cache "
         f"at utilisation {base.utilisation:g}, {_gib(fit.overhead)} for the work itself",
     ]
@@ -144,14 +144,15 @@ def _why(base: Fitting, need: Need, fit: Fit) -> str:
     if fit.least_cache:
         tokens = "a block" if need.context is None else f"{need.context} tokens"
         parts += f" and {_gib(fit.least_cache)} of cache for {tokens}"
-    there = f"it has {_gib(fit.room)}"
+    there = f"there are {_gib(fit.room)}"
     if fit.room < base.gpu_bytes:
         there = f"{base.utilisation:g} of {_gib(base.gpu_bytes)} is {_gib(fit.room)}"
-    return f"the model does not fit: each of {_gpus(base, need)} needs at least {parts}, and {there}"
+    return f"the model does not fit: it needs at least {parts} on {_gpus(base, need)}, and {there}"
 
 
 def _gpus(base: Fitting, need: Need) -> str:
-    return _count(base.tensor_parallel * need.pipeline_parallel, "GPU")
+    number = base.tensor_parallel * need.pipeline_parallel
+    return "its one GPU" if number == 1 else f"each of its {number} GPUs"
 
 
 def _count(number: int, what: str) -> str:
