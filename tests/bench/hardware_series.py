@@ -36,6 +36,8 @@ SEED_UTILISATION: Final = 0.95
 #: The screens that are kept of the seed's case: once each of these has been said.
 SCREENS: Final = ("preflight.failed", "engine.averted", "engine.stalled", "engine.phase phase=weights", "engine.ready")
 RIVAL_UP_S: Final = 90.0
+#: How long a start may try its way around the other user.
+TAKEN_S: Final = 300.0
 
 
 @dataclass
@@ -67,11 +69,12 @@ class Campaign:
         meanwhile: Callable[[Daemon], None] = lambda _: None,
         utilisation: float | None = None,
         home: Path | None = None,
+        needed_s: float = 0.0,
     ) -> dict[str, Any] | None:
         """One life with what it left, None where too little time was left, which is noted instead. In `home` it finds what
         an earlier life has remembered; otherwise it has a folder of its own."""
         name = f"{next(self.numbers):02d}-{series}-{kind}"
-        needed_s = max(LEAST_S, self.took_s.get((kind, fault), 0.0))
+        needed_s = needed_s or self._needed_s(kind, fault)
         if self.left_s() - END_S < needed_s:
             why = f"{self.left_s():.0f} s were left, and it takes {needed_s:.0f} s and more"
             self.add("not_run", {"series": series, "kind": kind, "fault": fault, "why": why})
@@ -93,6 +96,11 @@ class Campaign:
         row["utilisation"] = utilisation or self.bench.utilisation
         self.add("lives", {"name": name, **row, **told})
         return told
+
+    def _needed_s(self, kind: str, fault: str) -> float:
+        """As long as such a life took, or else as any took that nothing was done to."""
+        unharmed = (took_s for (_, fault), took_s in self.took_s.items() if not fault)
+        return max(LEAST_S, self.took_s.get((kind, fault)) or max(unharmed, default=0.0))
 
     def _run(
         self, wanted: Wanted, folder: Path, limit_s: float, meanwhile: Callable[[Daemon], None]
@@ -147,7 +155,7 @@ def hang_off(campaign: Campaign) -> None:
 def hang_alone(campaign: Campaign) -> None:
     """Peer-to-peer is broken and nobody looks after vLLM. Beside it `--meanwhile` may run, which must leave the GPUs alone."""
     beside = subprocess.Popen(shlex.split(campaign.meanwhile)) if campaign.meanwhile else None
-    campaign.live("p2p-hang", ALONE, fault="p2p-hang", limit_s=campaign.alone_limit_s)
+    campaign.live("p2p-hang", ALONE, fault="p2p-hang", limit_s=campaign.alone_limit_s, needed_s=campaign.alone_limit_s)
     if beside is not None:
         with suppress(subprocess.TimeoutExpired):
             beside.wait(max(0.0, campaign.left_s()))
@@ -180,7 +188,7 @@ def taken(campaign: Campaign) -> None:
         return
     with rival(campaign.bench, cards[-1]) as held:
         campaign.add("notes", {"series": "taken", "text": held})
-        campaign.live("taken", OVERLAP)
+        campaign.live("taken", OVERLAP, limit_s=TAKEN_S)
 
 
 @contextmanager

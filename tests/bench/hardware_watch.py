@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,19 +139,32 @@ def marked() -> dict[int, str]:
     return found
 
 
+def used_by_others(names: frozenset[str], ours: Container[int]) -> frozenset[str]:
+    """Which of these files in /dev/shm some process has mapped that is not `ours`: on a host that others use they are not left
+    behind but somebody's."""
+    used = set[str]()
+    for pid in (int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()) if names else ():
+        with suppress(OSError):
+            mapped = Path(f"/proc/{pid}/maps").read_bytes().decode("utf-8", "replace") if pid not in ours else ""
+            used |= {name for name in names if f"{SHM}/{name}\n" in mapped}
+    return frozenset(used)
+
+
 def leftovers(cards: Sequence[Gpu], before: Sequence[int], shared: frozenset[str]) -> dict[str, object]:
     """What a life has left: {"processes": [str], "gpu_bytes": [int], "gpu_unread": bool, "shm": [str], "gpus_clean_s": float
     or None}. What is left of processes is ended once it has been counted, and the GPUs are waited for."""
     found = marked()
-    shm = sorted(in_shared_memory() - shared)
-    held, began = asyncio.run(held_beyond(Gpus(), cards, before)), time.monotonic()
+    new = in_shared_memory() - shared
+    shm = sorted(new - used_by_others(new, found))
+    gpus, began = Gpus(), time.monotonic()
+    held = asyncio.run(held_beyond(gpus, cards, before))
     at_once = held
     for pid in found:
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
     while cards and (not held or max(held) > CLEAN_WITHIN_BYTES) and time.monotonic() - began < IDLE_S:
         time.sleep(0.2)
-        held = asyncio.run(held_beyond(Gpus(), cards, before))
+        held = asyncio.run(held_beyond(gpus, cards, before))
     clean = not cards or (bool(held) and max(held) <= CLEAN_WITHIN_BYTES)
     return {
         "processes": [f"{pid} {name}" for pid, name in found.items()],

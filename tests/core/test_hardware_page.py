@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
 import pytest
 
 from tests.bench.hardware_goals import ALONE, OFF, OVERLAP, goals, settings
 from tests.bench.hardware_page import page
-from tests.bench.hardware_watch import CLEAN_WITHIN_BYTES, Look, clean_after
+from tests.bench.hardware_watch import CLEAN_WITHIN_BYTES, Look, clean_after, used_by_others
 
 CLEAN = {"processes": [], "gpu_bytes": [0, 0], "gpu_unread": False, "shm": [], "gpus_clean_s": 0.0}
 QWEN_7B = {
@@ -153,3 +155,14 @@ def test_gpus_that_still_hold_memory_or_do_not_answer_are_not_clean() -> None:
     dirty = looks((9.0, {1}, (5 << 30,)), (10.1, set(), (CLEAN_WITHIN_BYTES + 1,)), (10.2, set(), ()))
     assert clean_after(dirty, 10.0, watching_gpus=True) is None
     assert clean_after(dirty, 10.0, watching_gpus=False) == pytest.approx(0.1)
+
+
+def test_shared_memory_that_somebody_else_uses_is_not_left_behind() -> None:
+    memory = SharedMemory(create=True, size=1)
+    try:
+        names = frozenset({memory.name.lstrip("/"), "nobody_s"})
+        assert used_by_others(names, ours=()) == names - {"nobody_s"}
+        assert used_by_others(names, ours=(os.getpid(),)) == frozenset()
+    finally:
+        memory.close()
+        memory.unlink()
