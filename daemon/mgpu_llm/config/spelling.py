@@ -33,7 +33,8 @@ def did_you_mean(place: Place) -> str:
         (name, key) for name, table in tables().items() for key in table.model_fields if name != "ladder.rungs"
     ]
     if same := [name for name, key in everywhere if key == unknown]:
-        return f"did you mean {same[0]}.{unknown}?"
+        near = place[0] if place[0] in same else same[0]
+        return f"did you mean {near}.{unknown}?"
     if close := get_close_matches(unknown, known_keys(place), 1, 0.6):
         return f"did you mean {dotted((*place[:-1], close[0]))}?"
     if close := get_close_matches(unknown, [key for _, key in everywhere], 1, 0.75):
