@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import json
 import os
@@ -16,7 +15,6 @@ import pytest
 
 from mgpu_llm.adapters.memory.preflight import PassedPreflights
 from mgpu_llm.adapters.preflight import Patience, Preflight
-from mgpu_llm.adapters.preflight.program import PROBE
 from mgpu_llm.core.preflight import AS_LAUNCHED, Checked, Transport
 
 SUPPORT: Final = Path(__file__).resolve().parents[1] / "support"
@@ -128,12 +126,6 @@ def test_where_every_transport_hangs_for_long_none_works() -> None:
     assert transport(checked, AS_LAUNCHED).detail.endswith("; and no other came back either")
 
 
-def test_where_every_transport_hangs_and_the_time_is_short_nothing_is_known() -> None:
-    checked = check(HANGS, deadline_s=0.8)
-    assert checked.transports == ()
-    assert checked.unobserved.endswith("in time") or checked.unobserved.endswith("when the time was over")
-
-
 def test_where_every_transport_fails_each_is_told_with_its_error() -> None:
     text = "NCCL error in: ProcessGroupNCCL.cpp:1, unhandled system error\nncclSystemError: System call failed.\nLast error:\nno"
     checked = check({"at": "all_reduce", "do": "raise", "kind": "DistBackendError", "text": text})
@@ -172,89 +164,6 @@ def test_a_gpu_that_fails_alone_is_named(fault: Fault, why: str) -> None:
     assert (checked.transports, checked.unobserved) == ((), "")
 
 
-@pytest.mark.parametrize(
-    ("fault", "why"),
-    [
-        (
-            {"at": "import", "do": "raise", "kind": "ImportError", "text": "libcudart.so.13"},
-            "cannot import torch: libc",
-        ),
-        (
-            {"at": "init", "do": "raise", "kind": "RuntimeError", "text": "CUDA error: initialization error"},
-            "rank 0: CUDA",
-        ),
-        (
-            {"at": "context", "do": "raise", "kind": "RuntimeError", "text": "CUDA error: odd"},
-            "rank 0: CUDA error: odd",
-        ),
-        (
-            {"at": "matmul", "do": "raise", "kind": "OutOfMemoryError", "text": "CUDA out of memory.", "gpu": 1},
-            "rank 1: ",
-        ),
-        (
-            {"at": "all_reduce", "do": "raise", "kind": "DistBackendError", "text": "Cuda failure 2 'out of memory'"},
-            "rank 0: Cuda failure 2 'out of memory'",
-        ),
-        ({"at": "meet", "do": "raise", "kind": "DistStoreError", "text": "disk full", "gpu": 0}, "rank 0: disk full"),
-        ({"at": "all_reduce", "do": "die", "number": 9, "gpu": 1}, "rank 1: ended by SIGKILL"),
-    ],
-    ids=["no-torch", "driver", "all-alike", "no-memory", "no-memory-in-nccl", "no-meeting", "killed"],
-)
-def test_what_says_nothing_of_gpus_and_transports_is_no_verdict_on_them(fault: Fault, why: str) -> None:
-    checked = check(fault)
-    assert (checked.transports, checked.gpus, checked.pairs) == ((), {}, {})
-    assert checked.unobserved.startswith(why)
-
-
-def test_gpus_that_cuda_does_not_see_are_no_verdict() -> None:
-    assert check(more={"FAKE_TORCH_GPUS": "1"}).unobserved == "rank 0: CUDA sees 1 GPUs of 2"
-
-
-def test_a_rank_without_memory_explains_the_error_of_another() -> None:
-    closed: Fault = {
-        "at": "all_reduce",
-        "do": "raise",
-        "kind": "DistBackendError",
-        "text": "NCCL: peer closed",
-        "gpu": 0,
-    }
-    late: Fault = {"at": "all_reduce", "do": "sleep", "s": 0.3, "gpu": 1}
-    oom: Fault = {"at": "all_reduce", "do": "raise", "kind": "OutOfMemoryError", "text": "CUDA out of memory", "gpu": 1}
-    checked = check(closed, late, oom)
-    assert checked.transports == ()
-    assert checked.unobserved == "rank 1: CUDA out of memory"
-
-
-def test_a_start_that_is_slow_everywhere_is_no_hang() -> None:
-    patience = Patience(others_s=0.05, floor_s=0.1, other_floor_s=0.1, grace_s=0.3)
-    checked = check(
-        {"at": "context", "do": "sleep", "s": 0.5, "gpu": 1},
-        {"at": "all_reduce", "do": "sleep", "s": 0.15},
-        patience=patience,
-    )
-    assert works(checked)[AS_LAUNCHED] is True
-
-
-def test_a_host_that_stood_still_for_half_a_minute_is_no_hang() -> None:
-    began = time.monotonic()
-
-    def clock() -> float:
-        now = time.monotonic()
-        return now if now < began + 0.8 else now + 30.0
-
-    patience = Patience(others_s=0.05, floor_s=5.0, grace_s=0.1)
-    checking = Preflight(python=(sys.executable,), memory=None, key={}, deadline_s=90.0, clock=clock, patience=patience)
-    slow: Fault = {"at": "all_reduce", "do": "sleep", "s": 0.6, "unless": NO_P2P}
-    checked = asyncio.run(checking.check(gpus(2), environment(slow), TRANSPORTS))
-    assert works(checked)[AS_LAUNCHED] is True
-
-
-def test_a_gpu_that_never_becomes_ready_is_no_verdict() -> None:
-    checked = check({"at": "context", "do": "hang", "gpu": 1}, deadline_s=1.0)
-    assert (checked.transports, checked.gpus) == ((), {})
-    assert checked.unobserved == "GPU 1 was not ready in time"
-
-
 def test_copies_that_arrive_wrong_name_their_pair_and_direction() -> None:
     checked = check({"at": "copy", "do": "wrong", "gpu": 0, "to": 1})
     assert works(checked) == {AS_LAUNCHED: True}
@@ -286,52 +195,6 @@ def test_pairs_are_not_tried_over_nccl_where_all_get_through(more: Mapping[str, 
         {"at": "all_reduce", "do": "raise", "kind": "DistBackendError", "text": text, "ranks": 2}, count=3, more=more
     )
     assert (works(checked), checked.pairs) == ({AS_LAUNCHED: True}, {})
-
-
-def test_a_flood_of_output_disturbs_nothing() -> None:
-    flood: Fault = {
-        "at": "context",
-        "do": "print",
-        "lines": 20_000,
-        "text": '{"is": "passed", "group": "as-launched"}' * 3,
-    }
-    assert works(check(flood)) == {AS_LAUNCHED: True}
-
-
-def test_secrets_that_an_error_repeats_are_hidden() -> None:
-    fault: Fault = {"at": "import", "do": "raise", "kind": "ImportError", "text": "no module geheim-und-lang here"}
-    checked = check(fault, more={"HF_TOKEN": "geheim-und-lang"})
-    assert checked.unobserved == "cannot import torch: no module ... here"
-
-
-@pytest.mark.parametrize(
-    ("python", "why"),
-    [
-        ((), "the engine's Python is not known"),
-        (("/nowhere/python",), "cannot run '/nowhere/python': no such file or directory"),
-        ((sys.executable, "-I"), "cannot import torch: No module named 'torch'"),
-        (("/bin/false",), "the probe ended"),
-    ],
-    ids=["unknown", "missing", "no-torch", "no-python"],
-)
-def test_a_python_that_cannot_run_the_probe_is_no_verdict(python: tuple[str, ...], why: str) -> None:
-    checked = asyncio.run(preflight(python=python).check(gpus(2), environment(), TRANSPORTS))
-    assert (checked.transports, checked.unobserved) == ((), why)
-
-
-def test_neither_the_folder_we_are_in_nor_that_of_the_probe_hides_modules(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "torch.py").write_text("raise ImportError('the wrong one')")
-    monkeypatch.chdir(tmp_path)
-    assert works(check()) == {AS_LAUNCHED: True}
-
-
-def test_the_probe_needs_python_3_9_and_pytorch_and_nothing_else() -> None:
-    tree = ast.parse(PROBE.read_text(), feature_version=(3, 9))
-    imported = [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
-    imported += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    assert {name.split(".")[0] for name in imported} - sys.stdlib_module_names == {"torch"}
 
 
 def test_the_fault_for_real_gpus_hangs_the_probe_too_until_p2p_is_off(tmp_path: Path) -> None:

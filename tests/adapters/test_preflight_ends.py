@@ -139,13 +139,15 @@ def test_ranks_die_with_their_probe_and_that_is_no_verdict(mark: str) -> None:
 
 
 @pytest.mark.parametrize(("fault", "processes"), [("import", 1), ("context", 3)], ids=["import", "contexts"])
-def test_a_probe_dies_with_its_daemon(fault: str, processes: int, mark: str) -> None:
+def test_a_probe_dies_with_its_daemon(fault: str, processes: int, mark: str, tmp_path: Path) -> None:
     program = (
         "import asyncio, sys; from tests.adapters.test_preflight import *;"
         "asyncio.run(preflight().check(gpus(2), environment({'at': sys.argv[1], 'do': 'hang'}, MARK=sys.argv[2]), TRANSPORTS))"
     )
     places = os.pathsep.join(map(str, (ROOT, ROOT / "daemon")))
-    daemon = subprocess.Popen([sys.executable, "-c", program, fault, mark], env={**os.environ, "PYTHONPATH": places})
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", program, fault, mark], env={**os.environ, "PYTHONPATH": places, "TMPDIR": str(tmp_path)}
+    )
     try:
         until_there_are(processes, mark)
     finally:
