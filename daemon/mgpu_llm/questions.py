@@ -19,7 +19,8 @@ from mgpu_llm.core import planning
 from mgpu_llm.core.launch import differences
 from mgpu_llm.doctor import finding
 from mgpu_llm.doctor.account import account
-from mgpu_llm.doctor.examination import Patient, examine
+from mgpu_llm.doctor.examination import examine
+from mgpu_llm.doctor.facts import Patient
 from mgpu_llm.gpu_json import GpuReport
 from mgpu_llm.plan_json import plan_to_json
 from mgpu_llm.startup import TRY_AGAIN, CannotStartError

@@ -35,6 +35,7 @@ def test_a_driver_whose_parts_are_of_one_version_is_well(tmp_path: Path) -> None
         "/proc/driver/nvidia/gpus/0000:41:00.0/information", "Model: \t\t NVIDIA H200\nGPU Firmware: \t 570.124.06\n"
     )
     host.has(f"{LIBRARY}570.124.06")
+    host.has("/usr/lib/x86_64-linux-gnu/libcuda.so.1")
     found = list(driver.check(host.system, wanted=True))
     assert levels(found) == {"driver-module": "ok", "driver-library": "ok"}
     assert found[0].seen == "open kernel module 570.124.06, GSP firmware 570.124.06"
@@ -50,6 +51,15 @@ def test_a_library_of_another_version_than_the_module_is_a_problem_until_the_mod
     assert problem.level == "problem"
     assert "550.54.15, the loaded module 535.161.08" in problem.seen
     assert "rmmod nvidia_uvm" in problem.fix
+
+
+def test_a_container_that_was_given_no_computing_lacks_cudas_library(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.has("/.dockerenv")
+    host.has("/proc/driver/nvidia/version", OPEN)
+    host.has(f"{LIBRARY}570.124.06")
+    problem = named(list(driver.check(host.system, wanted=True)), "driver-cuda-library")
+    assert (problem.level, "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in problem.fix) == ("problem", True)
 
 
 def test_libraries_in_an_unknown_place_are_not_known(tmp_path: Path) -> None:

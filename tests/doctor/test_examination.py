@@ -20,7 +20,8 @@ from mgpu_llm.__main__ import main
 from mgpu_llm.adapters.gpus import Gpus
 from mgpu_llm.config import parse
 from mgpu_llm.doctor import account, examination
-from mgpu_llm.doctor.examination import Check, Patient, examine
+from mgpu_llm.doctor.examination import Check, examine
+from mgpu_llm.doctor.facts import Patient
 from mgpu_llm.doctor.finding import Finding, Subject
 from mgpu_llm.startup import CannotStartError
 from tests.support.fake_nvml import FakeGpu, FakeNvml, build

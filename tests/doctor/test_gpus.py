@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mgpu_llm.adapters import gpu_locks
+from mgpu_llm.adapters.gpu_locks import Holder
 from mgpu_llm.adapters.gpus import GpuDetails, GpuPair, GpuProcess, HostGpus
 from mgpu_llm.doctor import gpus
 from mgpu_llm.doctor.finding import Finding
@@ -114,7 +116,7 @@ def test_a_driver_that_is_loaded_and_silent_is_a_problem(tmp_path: Path) -> None
 
 def test_names_that_no_gpu_has_are_a_problem(tmp_path: Path) -> None:
     (problem,) = gpus.check(Host(tmp_path).system, replace(told(WELL), chosen=(), misnamed="no GPU 7: this host has 0"))
-    assert (problem.name, problem.seen) == ("gpus-present", "gpus.use: no GPU 7: this host has 0")
+    assert (problem.name, problem.seen) == ("gpus-present", "gpus.use or gpus.spares: no GPU 7: this host has 0")
 
 
 def test_a_driver_without_gpus_is_a_problem(tmp_path: Path) -> None:
@@ -143,6 +145,24 @@ def test_only_pairs_of_the_gpus_that_are_meant_count() -> None:
     assert [pair.name for pair in two.pairs] == ["0-2"]
     untold = told(WELL, WELL, pairs=[GpuPair(one=0, other=1)])
     assert [pair.how for pair in untold.pairs] == ["unknown"]
+
+
+def test_a_spare_that_is_ill_is_told_too(tmp_path: Path) -> None:
+    both = told(WELL, replace(WELL, lost="GPU is lost (NVML error 15)"))
+    found = list(gpus.check(Host(tmp_path).system, replace(both, chosen=both.chosen[:1], spares=both.chosen[1:])))
+    assert named(found, "gpus-lost").seen.startswith("GPU 1: ")
+
+
+def test_a_gpu_that_another_instance_has_reserved_is_a_problem_unless_both_share(tmp_path: Path) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    for mine, theirs, problems in ((False, False, 1), (True, True, 0), (True, False, 1)):
+        holder = Holder(pid=os.getpid(), user="alice", runtime_dir=str(other), shared=theirs)
+        with gpu_locks.held([tmp_path], ["GPU-0"], holder):
+            found = list(gpus.reserved(told(WELL), [tmp_path], own, shared=mine))
+            assert [finding.level for finding in found] == ["problem"] * problems
+            assert all(f"pid {os.getpid()}, user alice" in finding.seen for finding in found)
+            assert list(gpus.reserved(told(WELL), [tmp_path], other, shared=mine)) == []
+    assert list(gpus.reserved(told(WELL), [tmp_path], own, shared=False)) == []
 
 
 def test_sizes_are_told_of_all_gpus_or_of_none() -> None:

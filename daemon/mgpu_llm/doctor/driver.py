@@ -22,6 +22,7 @@ LIBRARIES: Final = (
 )
 _MODULE: Final = re.compile(r"^NVRM version: NVIDIA UNIX (.*?Kernel Module.*?)\s{2,}(\d+(?:\.\d+)+)\s", re.MULTILINE)
 _FILE: Final = re.compile(r"libnvidia-ml\.so\.(\d+\.\d+(?:\.\d+)?)")
+CUDA: Final = "libcuda.so.1"
 _INSTALL: Final = (
     "install the NVIDIA driver for this kernel, then reboot "
     "(Debian: apt install nvidia-driver; Ubuntu: ubuntu-drivers install --gpgpu)"
@@ -70,6 +71,7 @@ def check(system: System, *, wanted: bool, told: str = "", silence: str = "") ->
         kind = "open" if version.open_source else "proprietary"
         yield SUBJECT.ok("driver-module", f"{kind} kernel module {version.version}{_firmware(system)}")
         yield from _library(version, library_versions(system))
+        yield from _cuda_library(system)
     if re.search(r"^nouveau ", loaded, re.MULTILINE):
         yield SUBJECT.warning(
             "driver-nouveau", "nouveau is loaded beside NVIDIA's module, and may hold a GPU", _NOUVEAU
@@ -105,6 +107,16 @@ def _library(loaded: Module, versions: list[str]) -> Iterator[Finding]:
             "and CUDA fails until both are the same"
         )
         yield SUBJECT.problem("driver-library", seen, _RELOAD)
+
+
+def _cuda_library(system: System) -> Iterator[Finding]:
+    """A driver's library without the other: so looks a container that was given "utility" and not "compute"."""
+    folders = [folder for folder in LIBRARIES if any(_FILE.fullmatch(name) for name in system.names(folder))]
+    if folders and not any(CUDA in system.names(folder) for folder in LIBRARIES):
+        seen = f"no {CUDA} beside libnvidia-ml in {listed(folders)}: CUDA does not start without"
+        inside = "docker run -e NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+        outside = "install the driver's CUDA library (Debian: libcuda1; Ubuntu: libnvidia-compute-*)"
+        yield SUBJECT.problem("driver-cuda-library", seen, inside if system.in_container() else outside)
 
 
 def _firmware(system: System) -> str:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from mgpu_llm.adapters.engine.aside import answered, aside
+from mgpu_llm.adapters.engine.aside import answered
 from mgpu_llm.adapters.gpus import Gpus
-from mgpu_llm.adapters.host import engine_cuda, engine_versions
-from mgpu_llm.config import engine_args as options
-from mgpu_llm.config import launching, model
+from mgpu_llm.config import model
 from mgpu_llm.config.endpoint import listening
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.control_api import DEFAULT_STATE_DIR
-from mgpu_llm.core.launch import environment
 from mgpu_llm.doctor import (
     cuda,
     devices,
@@ -33,50 +29,13 @@ from mgpu_llm.doctor import (
     settings,
     weights,
 )
-from mgpu_llm.doctor.account import Account
-from mgpu_llm.doctor.engine import Installed
+from mgpu_llm.doctor.facts import Facts, Patient, gather
 from mgpu_llm.doctor.finding import Finding, Subject
 from mgpu_llm.doctor.gpus import Told
-from mgpu_llm.doctor.system import System
-from mgpu_llm.doctor.unit import Unit, installed
 
-#: The engine's Python may take so long for its first answer, on a disk that is asleep.
-ENGINE_S: Final = 12.0
-UNIT_S: Final = 4.0
 CHECK_S: Final = 6.0
 #: The config's own checks start the engine's Python, which has 20 s.
 CONFIG_S: Final = 22.0
-#: What a service finds its programs in (systemd.exec, "PATH"; 252).
-PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patient:
-    """What is examined. `loaded` is None where there is no config, and the host alone is looked at; `environ` is our own."""
-
-    loaded: Loaded | None
-    who: Account
-    environ: Mapping[str, str]
-    system: System = field(default_factory=System)
-
-    @property
-    def wants_gpus(self) -> bool:
-        return self.loaded is None or self.loaded.config.gpus.use != "none"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What several checks need. `environ` is what the engine inherits, `engine_environ` what it has in the end; `limits` are
-    those under which it will run, of its unit where there is one. `told` is None where the config wants no GPUs."""
-
-    unit: Unit | None
-    limits: Unit
-    environ: Mapping[str, str]
-    engine_environ: Mapping[str, str]
-    told: Told | None
-    installed: Installed
-    ranks: int
-    weights: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +50,7 @@ class Check:
 
 async def examine(patient: Patient, nvml: Gpus) -> list[Finding]:
     """What was found, in the order of the subjects. Takes some seconds, half a minute at most. Raises nothing."""
-    facts = await _facts(patient, nvml)
+    facts = await gather(patient, nvml)
     found = await asyncio.gather(*(run(check) for check in _checks(patient, facts)))
     return [finding for findings in found for finding in findings]
 
@@ -104,30 +63,6 @@ async def run(check: Check) -> list[Finding]:
         return [check.subject.unknown(check.name, f"no answer within {check.limit_s:g} s")]
     except Exception as fault:  # noqa: BLE001 - a fault in one check must not cost the others
         return [check.subject.unknown(check.name, f"a fault of the doctor: {type(fault).__name__}: {fault}")]
-
-
-async def _facts(patient: Patient, nvml: Gpus) -> Facts:
-    unit = await aside(installed, UNIT_S)
-    served = unit if unit is not None and unit.user == patient.who.name else None
-    environ = _environ(patient, served)
-    loaded = patient.loaded
-    whole = environ if loaded is None else environment(environ, launching.to_base_launch(loaded.config, None))
-    use = "all" if loaded is None else loaded.config.gpus.use
-    told, found, size = await asyncio.gather(
-        _told(nvml, use),
-        aside(lambda: _installed(loaded, environ, whole), ENGINE_S),
-        aside(lambda: None if loaded is None else model.weights_bytes(loaded.config, environ), CHECK_S),
-    )
-    return Facts(
-        unit=served,
-        limits=served or limits.of_this_process(patient.system),
-        environ=environ,
-        engine_environ=whole,
-        told=told,
-        installed=found or Installed(),
-        ranks=_ranks(loaded, told),
-        weights=size,
-    )
 
 
 def _checks(patient: Patient, facts: Facts) -> list[Check]:
@@ -151,6 +86,7 @@ def _of_the_gpus(patient: Patient, facts: Facts) -> list[Check]:
         first,
         Check(subject=devices.SUBJECT, name="devices-access", work=lambda: devices.check(system, patient.who, count)),
         Check(subject=gpus.SUBJECT, name="gpus-present", work=lambda: gpus.check(system, told)),
+        Check(subject=gpus.SUBJECT, name="gpus-reserved", work=lambda: _reserved(patient, told)),
         Check(subject=fabric.SUBJECT, name="fabric-manager", work=lambda: fabric.check(system, version)),
     ]
     checks.append(Check(subject=links.SUBJECT, name="links-p2p", work=lambda: links.check(system, told.pairs)))
@@ -212,10 +148,8 @@ def _of_the_config(patient: Patient, facts: Facts) -> list[Check]:
 
 
 def _of_the_model(loaded: Loaded, patient: Patient, facts: Facts) -> list[Check]:
-    folder = model.model_folder(loaded.config, facts.environ)
-    dummy = options.value(loaded.config.engine.args, options.LOAD_FORMAT) == "dummy"
-    # What is no folder at all is a problem of the config, and a model of the hub's is fetched at the first start.
-    if folder is None or not folder.is_dir() or dummy:
+    folder = facts.folder
+    if folder is None:
         return []
     tokenizer = not {"--tokenizer", "--skip-tokenizer-init"} & set(loaded.config.engine.args)
     return [
@@ -232,47 +166,12 @@ def _of_the_model(loaded: Loaded, patient: Patient, facts: Facts) -> list[Check]
     ]
 
 
-async def _told(nvml: Gpus, use: object) -> Told | None:
-    if use == "none":
-        return None
-    return await gpus.ask(nvml, use if isinstance(use, tuple) else "all")
-
-
-def _environ(patient: Patient, served: Unit | None) -> Mapping[str, str]:
-    """What the engine will inherit: of the service's unit where it is that which will run, else ours."""
-    who = patient.who
-    own = {"HOME": who.home, "USER": who.name, "LOGNAME": who.name}
-    if served is not None:
-        return {"PATH": PATH, **own, **served.environment}
-    return patient.environ if who.uid == os.geteuid() else {**patient.environ, **own}
-
-
-def _installed(loaded: Loaded | None, environ: Mapping[str, str], whole: Mapping[str, str]) -> Installed:
-    if loaded is None:
-        return Installed()
-    try:
-        command = launching.engine_command(loaded.config.engine, environ)
-    except OSError:
-        return Installed()
-    found, built = engine_versions.versions(command, whole), engine_cuda.built(command, whole)
-    return Installed(
-        vllm=found.get("vllm", ""),
-        torch=found.get("torch", ""),
-        nccl=found.get("nccl", ""),
-        cuda=built.cuda if built else "",
-        without_cuda=built is not None and not built.cuda,
-    )
-
-
-def _ranks(loaded: Loaded | None, told: Told | None) -> int:
-    """Processes that load; without a config as many as there are GPUs."""
-    count = len(told.chosen) if told else 0
-    if loaded is None:
-        return max(count, 1)
-    times = 1
-    for number in options.multipliers(loaded.config.engine.args).values():
-        times *= number
-    return (launching.tensor_parallel(loaded.config, count) or 1) * times
+def _reserved(patient: Patient, told: Told) -> Iterable[Finding]:
+    if patient.loaded is None:
+        return ()
+    config = patient.loaded.config
+    folders = [Path(folder) for folder in config.gpus.lock_dirs]
+    return gpus.reserved(told, folders, Path(config.daemon.runtime_dir), shared=config.gpus.shared)
 
 
 def _cuda(facts: Facts, told: Told) -> Finding:

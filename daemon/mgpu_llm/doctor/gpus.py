@@ -5,8 +5,10 @@ from __future__ import annotations
 import pwd
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
+from mgpu_llm.adapters import gpu_locks
 from mgpu_llm.adapters.gpus import Gpu, GpuDetails, GpuPair, Gpus, GpusUnobserved, HostGpus, resolve
 from mgpu_llm.core.redaction import argv
 from mgpu_llm.doctor.finding import Finding, Subject, gib, listed
@@ -31,10 +33,11 @@ _RECOVERY: Final = {
 @dataclass(frozen=True, kw_only=True)
 class Told:
     """What the driver tells. `host` is None where it tells nothing, and `silence` says why; `misnamed` is what is wrong with the
-    config's names. `chosen` are the GPUs that the config means, in its order."""
+    config's names. `chosen` are the GPUs that the config means, in its order, and `spares` those that may stand in for one."""
 
     host: HostGpus | None = None
     chosen: tuple[GpuDetails, ...] = ()
+    spares: tuple[GpuDetails, ...] = ()
     silence: str = ""
     misnamed: str = ""
 
@@ -60,7 +63,7 @@ class Told:
         return [_pair(pair) for pair in found if {pair.one, pair.other} <= meant]
 
 
-async def ask(driver: Gpus, use: Literal["all"] | Sequence[int | str]) -> Told:
+async def ask(driver: Gpus, use: Literal["all"] | Sequence[int | str], spares: Sequence[int | str] = ()) -> Told:
     """Waits for the driver some seconds at most. Raises nothing."""
     try:
         host = await driver.details(LIMIT_S)
@@ -72,9 +75,14 @@ async def ask(driver: Gpus, use: Literal["all"] | Sequence[int | str]) -> Told:
     ]
     try:
         meant = resolve(use, known)
+        others = resolve(spares, known)
     except ValueError as error:
         return Told(host=host, misnamed=str(error))
-    return Told(host=host, chosen=tuple(host.gpus[gpu.index] for gpu in meant))
+    return Told(
+        host=host,
+        chosen=tuple(host.gpus[gpu.index] for gpu in meant),
+        spares=tuple(host.gpus[gpu.index] for gpu in others),
+    )
 
 
 def check(system: System, told: Told) -> Iterator[Finding]:
@@ -85,14 +93,27 @@ def check(system: System, told: Told) -> Iterator[Finding]:
             seen, _, cure = told.silence.partition("; ")
             yield SUBJECT.problem("gpus-answer", seen, cure or "sudo dmesg | grep -e NVRM -e Xid; if it hangs, reboot")
     elif told.misnamed:
-        yield SUBJECT.problem("gpus-present", f"gpus.use: {told.misnamed}", "nvidia-smi -L lists them")
+        yield SUBJECT.problem("gpus-present", f"gpus.use or gpus.spares: {told.misnamed}", "nvidia-smi -L lists them")
     elif not told.chosen:
         yield SUBJECT.problem("gpus-present", "the driver tells of no GPU", "lspci -d 10de: ; sudo dmesg | grep NVRM")
     else:
         yield from _present(told.chosen, len(told.host.gpus))
         for one in (_lost, _recovery, _ecc, _mig, _compute_mode, _persistence):
-            yield from one(told.chosen)
-        yield from _memory(system, told.chosen)
+            yield from one((*told.chosen, *told.spares))
+        yield from _memory(system, (*told.chosen, *told.spares))
+
+
+def reserved(told: Told, folders: Sequence[Path], runtime_dir: Path, *, shared: bool) -> Iterator[Finding]:
+    """Of GPUs that instances of other run-time folders have reserved, in the lock `folders`; with `shared` a GPU may be used by
+    several who all say so."""
+    own = str(runtime_dir.resolve())
+    for gpu in (*told.chosen, *told.spares):
+        others = [one for one in gpu_locks.holders(folders, gpu.uuid or "") if one.runtime_dir != own]
+        if others and not (shared and all(one.shared for one in others)):
+            seen = f"GPU {gpu.index} is reserved by another mgpud ({'; '.join(map(str, others))})"
+            yield SUBJECT.problem(
+                "gpus-reserved", seen, "stop that one, name other GPUs, or gpus.shared = true in both configs"
+            )
 
 
 def holder(system: System, pid: int, used: int | None) -> str:
