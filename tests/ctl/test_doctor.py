@@ -44,7 +44,7 @@ def test_problems_stand_last_with_their_fix_above_the_sum() -> None:
         "  limits     no limit",
         "",
         "Not known:",
-        "  links      not known: only root sees it",
+        "  links      only root sees it",
         "",
         "Warnings:",
         "  links      the IOMMU translates",

@@ -132,6 +132,13 @@ def test_a_file_of_which_nothing_came_tells_no_speed() -> None:
     assert weights.rate(Speed(read_bytes=0, took_s=1.0), 1, "ext4", remote=False).level == "unknown"
 
 
+def test_a_file_that_soon_ends_tells_no_speed() -> None:
+    told = weights.rate(Speed(read_bytes=MIB, took_s=0.05), 40 << 30, "ext4", remote=False)
+    assert (told.level, told.seen) == ("ok", "ext4: 40 GiB to read, in files too small to measure by")
+    slow = weights.rate(Speed(read_bytes=MIB, took_s=1.2), 40 << 30, "nfs4", remote=True)
+    assert slow.level == "warning"
+
+
 def test_what_a_load_will_need_is_told_of_real_files(tmp_path: Path) -> None:
     files = model(tmp_path)
     found = list(weights.reading(System(), [*files, tmp_path / "missing"]))

@@ -40,7 +40,8 @@ def worst(document: Mapping[str, Any]) -> int:
 
 
 def _finding(finding: Mapping[str, str], page: Page) -> list[str]:
-    seen = page.wrap(finding["seen"], MARGIN)
+    # Its heading has said so.
+    seen = page.wrap(finding["seen"].removeprefix("not known: "), MARGIN)
     label = f"  {plain(finding['subject']):<{LABEL}}  "
     lines = [f"{label if n == 0 else ' ' * MARGIN}{line}" for n, line in enumerate(seen)]
     cure = page.wrap(finding["fix"], MARGIN + 5)

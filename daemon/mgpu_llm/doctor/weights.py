@@ -33,6 +33,8 @@ TOKENIZERS: Final = (
 #: What a measurement may read, and how long; a disk's first bytes come later than the rest.
 MOST_BYTES: Final = 256 << 20
 MOST_S: Final = 1.0
+#: A file that ends sooner tells how long the first bytes take, and not how fast the others come.
+LEAST_BYTES: Final = 32 << 20
 CHUNK: Final = 4 << 20
 #: A load that takes longer than this is worth a remark.
 LONG_S: Final = 600.0
@@ -100,8 +102,10 @@ def reading(system: System, files: Sequence[Path]) -> Iterator[Finding]:
 def rate(speed: Speed, left: int, kind: str, *, remote: bool) -> Finding:
     """What a speed means for the bytes that are still on the disk."""
     per_s = speed.bytes_per_s
+    if speed.read_bytes < LEAST_BYTES and speed.took_s < MOST_S:
+        return SUBJECT.ok("model-speed", f"{kind}: {gib(left)} to read, in files too small to measure by")
     if not per_s:
-        return SUBJECT.unknown("model-speed", "nothing could be read of it")
+        return SUBJECT.unknown("model-speed", f"nothing came from the disk within {MOST_S:g} s ({kind})")
     takes_s = left / per_s
     measured = f"{kind}: one reader gets {per_s / 1e6:.0f} MB/s ({gib(speed.read_bytes)} read)"
     seen = f"{measured}; " + (
