@@ -1,6 +1,7 @@
 """All that the driver tells of GPUs, with the real pynvml on a driver library made small, in a process of its own."""
 
 import asyncio
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -304,6 +305,19 @@ def test_many_gpus_do_not_make_a_reading_wait_for_all_of_them(nvml: FakeNvml, as
     assert len(asked.receive(whole)["answer"]["gpus"]) == 16
     calls = [call for call, _, _ in nvml.calls()]
     assert calls.index("nvmlDeviceGetHandleByUUID") < calls.index("nvmlDeviceGetP2PStatus")
+
+
+def test_a_driver_that_is_slow_has_told_nothing_before_it_is_through_with_the_gpus_and_no_pairs_after_the_deadline(
+    nvml: FakeNvml, asked: Asked
+) -> None:
+    nvml.set([FakeGpu()] * 8)
+    assert len(gpus(asked)) == 8
+    nvml.set([FakeGpu()] * 8, ["nvmlDeviceGetTemperature slow 60"])
+    said = asked.details(deadline_s=0.1)
+    assert re.fullmatch(r"the NVIDIA driver has told of [0-2] of 8 GPUs in 0\.1 s", said["unobserved"])
+    nvml.set([FakeGpu()] * 2, ["nvmlDeviceGetTemperature slow 550 gpu 1"])
+    told = asked.details(deadline_s=0.5)["answer"]
+    assert (len(told["gpus"]), told["pairs"]) == (2, [])
 
 
 @pytest.mark.gpu

@@ -16,7 +16,7 @@ def test_a_process_is_told_with_its_user_its_name_and_its_words() -> None:
     with subprocess.Popen(["sleep", "60"]) as child:
         try:
             told = owner(child.pid)
-            while command_line(child.pid)[0] != "sleep":  # between fork and exec it is still us
+            while command_line(child.pid)[:1] != ["sleep"]:  # between fork and exec it is still us
                 told = owner(child.pid)
             assert told is not None
             assert told.user == pwd.getpwuid(os.getuid()).pw_name

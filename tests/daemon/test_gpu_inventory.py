@@ -108,7 +108,7 @@ def test_mgpud_ends_though_the_driver_never_answers(nvml: FakeNvml) -> None:
     code = "import asyncio; from mgpu_llm import questions; asyncio.run(questions.gpus(deadline_s=0.3))"
     done = run(nvml, sys.executable, "-c", code)
     assert done.returncode == 1
-    assert "CannotStartError: the NVIDIA driver has not answered for 0.3 s" in done.stderr
+    assert "CannotStartError: the NVIDIA driver has not answered for " in done.stderr
     until("it was asked", lambda: bool(nvml.calls()))
 
 

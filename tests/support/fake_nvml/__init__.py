@@ -13,8 +13,9 @@ next call on, also for a call that blocks meanwhile. Until the first set() there
 - What joins them, for `set`: `nvlinks`, pairs of indices; `p2p`, (read, write) by pair, and `ancestors`, both as nvml.h
   numbers them. Pairs that are not named have no NVLink, P2P that works, and the same NUMA node.
 - What a GPU does not tell: `recovery=None`, a process with None bytes, and for all else the fault "<call> error 3".
-- Faults, for `set`: "<call> error <nvmlReturn_t>" or "<call> block" (until it is taken out), each on every GPU or with
-  " gpu <index>" behind. <call> is NVML's own name; without a _v2 or _v3 it stands for each version of the call.
+- Faults, for `set`: "<call> error <nvmlReturn_t>", "<call> block" (until it is taken out) or "<call> slow
+  <milliseconds>", each on every GPU or with " gpu <index>" behind.
+  <call> is NVML's own name; without a _v2 or _v3 it stands for each version of the call.
 - A GPU with `lost` or `reset_required` answers every call with error 15 or 16. It stays so for a process that has noticed,
   as with the real driver, until NVML is initialised anew there.
 - `slices`, (UUID, bytes) each, turn MIG on.

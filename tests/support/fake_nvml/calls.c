@@ -27,21 +27,26 @@ static int names(const char *given, const char *call) { /* "f" names f, f_v2, f_
     return !strncmp(given, call, length) && (!call[length] || !strncmp(call + length, "_v", 2));
 }
 
-static int fault_of(const world *now, const char *call, int index) {
+static const fault *fault_of(const world *now, const char *call, int index) {
     for (unsigned i = 0; i < now->fault_count; i++) {
         const fault *f = &now->faults[i];
-        if (names(f->call, call) && (f->gpu == ANY_GPU || f->gpu == index)) return f->code;
+        if (names(f->call, call) && (f->gpu == ANY_GPU || f->gpu == index)) return f;
     }
-    return OK;
+    return NULL;
+}
+
+static void wait_ms(unsigned ms) {
+    nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000l}, NULL);
 }
 
 int enter(const char *call, int index, const world **now) {
     log_call(call);
     for (;;) {
         *now = look();
-        int code = fault_of(*now, call, index);
-        if (code != BLOCK) return code;
-        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+        const fault *f = fault_of(*now, call, index);
+        if (f && f->slow_ms) wait_ms(f->slow_ms);
+        if (!f || f->code != BLOCK) return f ? f->code : OK;
+        wait_ms(10);
     }
 }
 

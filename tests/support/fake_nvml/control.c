@@ -143,7 +143,8 @@ static void parse_fault(world *w, char *rest) {
     char *kind = value(&rest, f->call);
     if (!strcmp(kind, "block")) f->code = BLOCK;
     else if (!strcmp(kind, "error")) f->code = (int)number(&rest, "error");
-    else die("fault: \"%s\" is neither \"error\" nor \"block\"", kind);
+    else if (!strcmp(kind, "slow")) f->slow_ms = (unsigned)number(&rest, "slow");
+    else die("fault: \"%s\" is neither \"error\" nor \"block\" nor \"slow\"", kind);
     char *key = word(&rest);
     f->gpu = ANY_GPU;
     if (key && strcmp(key, "gpu")) die("fault: unknown key \"%s\"", key);

@@ -9,6 +9,7 @@
  *   ancestor 0 1 50                                   (an nvmlGpuTopologyLevel_t; no line: 40, the same NUMA node)
  *   fault nvmlDeviceGetMemoryInfo error 15            (any version of the call; a name with _v2 is that one alone)
  *   fault nvmlDeviceGetUtilizationRates block gpu 1   (until the fault is taken out of the file)
+ *   fault nvmlDeviceGetTemperature slow 300           (it answers after so many milliseconds)
  *
  * Keys of a gpu, each with its value: uuid pci total used reserved util power limit temperature, ecc and persistence (0 or 1),
  * ecc-errors, compute-mode (an nvmlComputeMode_t), recovery (an nvmlDeviceGpuRecoveryAction_t, or "unknown"), proc and
@@ -47,7 +48,7 @@ typedef struct {
     unsigned p2p[P2P_KINDS][MAX_GPUS];     /* by peer: an nvmlGpuP2PStatus_t */
     unsigned ancestor[MAX_GPUS];           /* by peer: an nvmlGpuTopologyLevel_t */
 } gpu;
-typedef struct { char call[96]; int code, gpu; } fault; /* code: an nvmlReturn_t, or BLOCK */
+typedef struct { char call[96]; int code, gpu; unsigned slow_ms; } fault; /* code: an nvmlReturn_t, or BLOCK */
 typedef struct {
     int present, gpu_count, cuda;
     unsigned fault_count;

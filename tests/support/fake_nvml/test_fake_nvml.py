@@ -129,7 +129,7 @@ def test_the_real_pynvml_gets_every_answer_the_control_file_gives(nvml: FakeNvml
         ("gpu 0\ngpu 1\np2p 0 1 status 6", 'p2p: unknown key "status"'),
         ("gpu 0\nancestor 0 0 50", "ancestor 0 0: no two GPUs above"),
         ("gpu 0 recovery reset", '"recovery reset" is not a number'),
-        ("fault nvmlInit blocks", 'fault: "blocks" is neither "error" nor "block"'),
+        ("fault nvmlInit blocks", 'fault: "blocks" is neither "error" nor "block" nor "slow"'),
         ("fault nvmlInit block 1", 'fault: unknown key "1"'),
     ],
 )

@@ -42,8 +42,8 @@ __all__ = (
     "resolve",
 )
 
-#: Of many questions in a row the last gets at least this long, however late it is.
-LEAST_S: Final = 0.5
+#: Of many questions in a row each gets at least this long, however late it is.
+LEAST_S: Final = 1.0
 
 
 class Gpus:
@@ -109,13 +109,13 @@ class Gpus:
     async def details(self, deadline_s: float = 4) -> HostGpus:
         """All that there is to tell: some dozen questions for each GPU, and four for each two that can be asked. A lost GPU
         is an entry that says so, and what a GPU does not tell is None. Each GPU is a call of its own, so that `read` need
-        not wait for all of them.
+        not wait for all of them; what joins the last ones is left out where the deadline comes first.
 
-        Raises GpusUnobserved where the driver is silent or missing.
+        Raises GpusUnobserved where the driver is silent or missing, or too slow for the GPUs alone.
         """
         clock = asyncio.get_running_loop().time
         ends_at = clock() + deadline_s
-        count, versions = await self._driver.call(self._details.versions, deadline_s)
+        count, versions = await self._driver.call(self._details.versions, max(deadline_s, LEAST_S))
         gpus, pairs = list[GpuDetails](), list[GpuPair]()
         for index in range(count):
             if clock() > ends_at:
@@ -124,6 +124,8 @@ class Gpus:
             gpus.append(await self._driver.call(gpu, max(ends_at - clock(), LEAST_S)))
         there = [gpu.index for gpu in gpus if not gpu.lost and not gpu.untold]
         for at, index in enumerate(there):
+            if clock() > ends_at:
+                break  # what joins the others is not told
             joined = partial(self._details.pairs, index, there[at + 1 :])
             pairs += await self._driver.call(joined, max(ends_at - clock(), LEAST_S))
         return HostGpus(**versions, gpus=tuple(gpus), pairs=tuple(pairs))
