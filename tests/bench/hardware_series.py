@@ -34,7 +34,14 @@ LEAST_S: Final = 20.0
 KILL_AT_PERCENT: Final = 50.0
 SEED_UTILISATION: Final = 0.95
 #: The screens that are kept of the seed's case: once each of these has been said.
-SCREENS: Final = ("preflight.failed", "engine.averted", "engine.stalled", "engine.phase phase=weights", "engine.ready")
+SCREENS: Final = (
+    "engine.starting",
+    "preflight.failed",
+    "engine.averted",
+    "engine.stalled",
+    "engine.phase phase=weights",
+    "engine.ready",
+)
 RIVAL_UP_S: Final = 90.0
 #: How long a start may try its way around the other user.
 TAKEN_S: Final = 300.0

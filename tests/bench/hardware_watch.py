@@ -27,6 +27,7 @@ MARK: Final = "MGPU_HARDWARE_BENCH"
 #: GPUs that hold no more than this beyond what they held before count as clean; a CUDA context has more.
 CLEAN_WITHIN_BYTES: Final = 256 << 20
 IDLE_S: Final = 20.0
+SETTLED_S: Final = 2.0
 LOOK_S: Final = 1.0
 CLOSE_LOOK_S: Final = 0.05
 
@@ -153,12 +154,14 @@ def used_by_others(names: frozenset[str], ours: Container[int]) -> frozenset[str
 def leftovers(cards: Sequence[Gpu], before: Sequence[int], shared: frozenset[str]) -> dict[str, object]:
     """What a life has left: {"processes": [str], "gpu_bytes": [int], "gpu_unread": bool, "shm": [str], "gpus_clean_s": float
     or None}. What is left of processes is ended once it has been counted, and the GPUs are waited for."""
-    found = marked()
-    new = in_shared_memory() - shared
-    shm = sorted(new - used_by_others(new, found))
     gpus, began = Gpus(), time.monotonic()
-    held = asyncio.run(held_beyond(gpus, cards, before))
-    at_once = held
+    held = at_once = asyncio.run(held_beyond(gpus, cards, before))
+    found, new = marked(), in_shared_memory() - shared
+    if new:
+        # What its maker is about to remove is not left behind, and on a host with others there is always some of that.
+        time.sleep(SETTLED_S)
+        new &= in_shared_memory()
+    shm = sorted(new - used_by_others(new, found))
     for pid in found:
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
