@@ -25,8 +25,8 @@ FREE_WITHIN_BYTES: Final = 256 << 20
 FREE_POLL_S: Final = 0.1
 #: What others hold before an attempt is told from this on: less is a desktop, or a context that does nothing.
 TAKEN_BYTES: Final = 1 << 30
-#: Nothing runs on a GPU that is free. NVML's figure is an average of up to a second (nvml.h, nvmlUtilization_t): it fell below this
-#: within 0.26 s of the SIGKILL of a kernel that span, when the memory was back after 0.15 s (H100, driver 580.159, five times).
+#: Nothing runs on a GPU that is free. NVML's figure is an average of up to a second (nvml.h, nvmlUtilization_t): it fell below
+#: this within 0.26 s of the SIGKILL of a kernel that span; its memory was back after 0.15 s (H100, driver 580.159, five times).
 BUSY_PERCENT: Final = 95
 #: /proc answers within milliseconds, unless a process is stuck.
 LOOK_S: Final = 2.0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.daemon.conftest import Begin
-from tests.daemon.lives import LIMIT_S, remains
+from tests.daemon.lives import LIMIT_S, Life, remains
 from tests.support.daemons import MGPUD
 from tests.support.fake_nvml import FakeGpu, FakeNvml
 from tests.support.fake_nvml.asked import uuid
@@ -21,6 +20,14 @@ def locks(tmp_path: Path) -> dict[str, object]:
     folder = tmp_path / "locks"
     folder.mkdir()
     return {"gpus.lock_dirs": [str(folder)], "gpus.tensor_parallel": None}
+
+
+def check(life: Life, nvml: FakeNvml) -> tuple[int, list[str]]:
+    """The exit status and the remarks of a --check of this config."""
+    command = [str(MGPUD), "--config", str(life.setup.config_file), "--check"]
+    environ = {**os.environ, **nvml.environment()}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=environ)
+    return done.returncode, done.stderr.splitlines()
 
 
 def test_a_second_instance_gets_no_gpu_of_the_first_not_even_a_spare_and_the_first_is_named(
@@ -37,6 +44,15 @@ def test_a_second_instance_gets_no_gpu_of_the_first_not_even_a_spare_and_the_fir
     assert f"config '{first.setup.config_file}', runtime folder '{first.setup.runtime_dir}')" in second.log()
     assert "name other GPUs in gpus.use or gpus.spares, or set gpus.shared = true in both configs" in second.log()
     assert second.told("engine.starting") == []
+    pid = first.process.pid
+    # A check tells who holds them, and does not mind its own instance.
+    own = [f"remark: GPU {number} is reserved by the mgpud of this config (pid {pid})" for number in (0, 1, 2)]
+    assert check(first, nvml) == (0, own)
+    status, said = check(second, nvml)
+    assert status == 0
+    assert len([line for line in said if "another mgpud uses it" in line]) == 2
+    assert any(line.startswith(f"remark: GPU 2: another mgpud uses it (pid {pid}, user ") for line in said)
+    assert all(line.endswith("; until that ends, mgpud ends with exit status 75") for line in said if "GPU" in line)
     for one in (first, beside):
         assert one.stop() == 0
         assert remains(one.setup) == []
@@ -56,49 +72,6 @@ def test_gpus_are_shared_where_both_say_so_and_not_where_one_does(
     assert one.stop() == other.stop() == 0
 
 
-def test_a_gpu_is_free_again_once_its_holder_was_killed_and_its_second_life_has_it_back(
-    begin: Begin, nvml: FakeNvml, locks: dict[str, object]
-) -> None:
-    nvml.set([FakeGpu()])
-    first = begin(settings={**locks, "gpus.use": [0]}, environ=nvml.environment())
-    first.ready()
-    first.process.send_signal(signal.SIGKILL)
-    first.process.wait()
-    again = type(first)(first.setup, first.setup.folder / "log2", nvml.environment())
-    try:
-        assert again.ready()["rung"] == "base"
-        assert again.told("engine.orphan")
-    finally:
-        assert again.stop() == 0
-    assert remains(first.setup) == []
-
-
-def test_a_check_tells_who_holds_the_gpus_and_does_not_mind_its_own_instance(
-    begin: Begin, nvml: FakeNvml, locks: dict[str, object]
-) -> None:
-    nvml.set([FakeGpu()] * 2)
-    first = begin(settings={**locks, "gpus.use": [0, 1]}, environ=nvml.environment())
-    first.ready()
-    other = begin(settings={**locks, "gpus.use": [1]}, environ=nvml.environment())
-    assert other.ended() == 75
-
-    def check(config: Path) -> tuple[int, list[str]]:
-        command = [str(MGPUD), "--config", str(config), "--check"]
-        environ = {**os.environ, **nvml.environment()}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=environ)
-        return done.returncode, done.stderr.splitlines()
-
-    pid = first.process.pid
-    own = [f"remark: GPU {number} is reserved by the mgpud of this config (pid {pid})" for number in (0, 1)]
-    assert check(first.setup.config_file) == (0, own)
-    status, said = check(other.setup.config_file)
-    assert status == 0
-    assert len(said) == 1
-    assert said[0].startswith(f"remark: GPU 1: another mgpud uses it (pid {pid}, user ")
-    assert said[0].endswith("; until that ends, mgpud ends with exit status 75")
-    assert first.stop() == 0
-
-
 def test_a_hostile_lock_file_is_named_with_what_to_do_and_a_missing_folder_only_told(
     begin: Begin, nvml: FakeNvml, tmp_path: Path
 ) -> None:
@@ -114,7 +87,8 @@ def test_a_hostile_lock_file_is_named_with_what_to_do_and_a_missing_folder_only_
     )
     assert spoilt.ended() == 75
     assert f"cannot reserve GPU 0 ({uuid(0)}): '{folder}/mgpu-llm-{uuid(0)}.lock' is no lock file" in spoilt.log()
-    assert missing.ready()["rung"] == "base"
+    missing.wait_log("gpus.locks-unusable")
+    missing.wait_log("engine.starting")
     (told,) = missing.told("gpus.locks-unusable")
     assert "GPUs are not reserved: other instances may take them; set gpus.lock_dirs" in told
     assert missing.stop() == 0
