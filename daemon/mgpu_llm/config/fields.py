@@ -66,6 +66,12 @@ def _absolute(path: str) -> str:
     return path
 
 
+def _one_at_least(folders: tuple[str, ...]) -> tuple[str, ...]:
+    if not folders:
+        refuse("one absolute path at least")
+    return folders
+
+
 def _room_for_socket(path: str) -> str:
     if len(path.encode()) > _LONGEST_RUNTIME_DIR:
         refuse(f"a path of at most {_LONGEST_RUNTIME_DIR} bytes, so that its control socket can have a name")
@@ -109,7 +115,7 @@ Text = Annotated[str, AfterValidator(_printable)]
 Word = Annotated[Text, AfterValidator(_not_an_option)]
 Folder = Annotated[Text, AfterValidator(_absolute), Expected("an absolute path")]
 Folders = Annotated[
-    tuple[Folder, ...], Field(min_length=1), Expected("an array of absolute paths", item="an absolute path")
+    tuple[Folder, ...], AfterValidator(_one_at_least), Expected("an array of absolute paths", item="an absolute path")
 ]
 SocketFolder = Annotated[Folder, AfterValidator(_room_for_socket)]
 Argument = Annotated[str, AfterValidator(_passable), AfterValidator(_one_argument)]
