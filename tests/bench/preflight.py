@@ -64,7 +64,7 @@ async def tried(case: Case, preflight: Preflight, gpus: Mapping[str, str], told:
     """One row: what was found, when, what the GPUs held before and hold right after, and what was left of it."""
     environment = {**os.environ, **ALWAYS, **case.environment, MARK: str(os.getpid())}
     if "MGPU_FAULT" in case.environment:
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), str(FAULT_PLUGIN))))
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(FAULT_PLUGIN), environment.get("PYTHONPATH"))))
     before, began = await held(told, gpus), time.monotonic()
     check = preflight.check(gpus, environment, TRANSPORTS)
     checked: Checked | None = None
