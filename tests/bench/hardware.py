@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from mgpu_llm.adapters.gpus import GpusUnobserved
 from tests.bench.gpu_campaign import ENGINE_ENV, FAULT_PLUGIN
 from tests.bench.hardware_host import cards, hardware, model
 from tests.bench.hardware_life import Bench
@@ -106,13 +107,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cpu", action="store_true", help="a rehearsal: vLLM's CPU build and a toy model")
     parser.add_argument("--page", action="store_true", help="make the page from files of results")
     parser.add_argument("--write", type=Path, help="where the page goes, default stdout")
-    parser.add_argument("names", nargs="+", metavar="SERIES", help=f"of {', '.join(SERIES)}; with --page: files")
+    parser.add_argument("names", nargs="*", metavar="SERIES", help=f"of {', '.join(SERIES)}; with --page: files")
     given = parser.parse_args()
     if not given.page:
         if unknown := [name for name in given.names if name not in SERIES]:
             parser.error(f"there is no series {', '.join(unknown)}; there are {', '.join(SERIES)}")
-        if given.out is None or (given.model is None and not given.cpu):
-            parser.error("--out and --model are needed")
+        if not given.names or given.out is None or (given.model is None and not given.cpu):
+            parser.error("--out, --model and a series are needed")
     return given
 
 
@@ -163,10 +164,14 @@ def main() -> int:
     given = arguments()
     # So that whatever runs is ended with us, as it is by Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    if given.page:
-        write_page(given.names, given.write)
-    else:
-        run(given)
+    try:
+        if given.page:
+            write_page(given.names, given.write)
+        else:
+            run(given)
+    except (GpusUnobserved, ValueError, OSError) as error:
+        print(f"hardware: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -91,6 +92,12 @@ def _grounds(every: Sequence[Setting]) -> Iterator[str]:
     yield from table(["", "GPUs", "host", "versions", "model and arguments", "UTC"], rows)
 
 
+def checks(lives: Sequence[Life]) -> str:
+    """How the checks of the GPUs went, as the daemon said it: "3 passed"; "" without any."""
+    said = [line.partition("preflight.")[2].split(" ", 1)[0] for life in lives for line in life.get("journal", ())]
+    return ", ".join(f"{many} {how}" for how, many in Counter(filter(None, said)).items())
+
+
 def _healthy(every: Sequence[Setting]) -> Iterator[str]:
     yield "## Healthy starts"
     rows = []
@@ -101,10 +108,12 @@ def _healthy(every: Sequence[Setting]) -> Iterator[str]:
             median, alone = one.median(kind), one.median(ALONE)
             ratio = f"{median / alone:.3f}" if median is not None and alone is not None else ""
             if found:
-                rows.append([one.label, WHO[kind], f"{each} s", seconds(median), ratio])
+                rows.append([one.label, WHO[kind], f"{each} s", seconds(median), ratio, checks(found)])
     if rows:
         yield "In turn on the same host, each pair the other way round than the one before; warm-up starts are not counted.\n"
-    yield from table(["on", "who", "each", "median", "to vLLM alone"], rows) if rows else ["Not run.\n"]
+    yield from (
+        table(["on", "who", "each", "median", "to vLLM alone", "checks of the GPUs"], rows) if rows else ["Not run.\n"]
+    )
 
 
 def _story(life: Life) -> str:
@@ -178,6 +187,9 @@ def _left(every: Sequence[Setting]) -> Iterator[str]:
         if left_by(life)
     ]
     many = sum(len(one.lives) for one in every)
+    if not many:
+        yield "Not run.\n"
+        return
     yield f"Counted after each of {many} lives: processes, GPU memory against before, files in /dev/shm.\n"
     yield from table(["on", "life", "who", "left"], rows) if rows else ["Nothing was left by any of them.\n"]
 

@@ -154,14 +154,8 @@ def used_by_others(names: frozenset[str], ours: Container[int]) -> frozenset[str
 def leftovers(cards: Sequence[Gpu], before: Sequence[int], shared: frozenset[str]) -> dict[str, object]:
     """What a life has left: {"processes": [str], "gpu_bytes": [int], "gpu_unread": bool, "shm": [str], "gpus_clean_s": float
     or None}. What is left of processes is ended once it has been counted, and the GPUs are waited for."""
-    gpus, began = Gpus(), time.monotonic()
+    found, gpus, began = marked(), Gpus(), time.monotonic()
     held = at_once = asyncio.run(held_beyond(gpus, cards, before))
-    found, new = marked(), in_shared_memory() - shared
-    if new:
-        # What its maker is about to remove is not left behind, and on a host with others there is always some of that.
-        time.sleep(SETTLED_S)
-        new &= in_shared_memory()
-    shm = sorted(new - used_by_others(new, found))
     for pid in found:
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
@@ -169,10 +163,15 @@ def leftovers(cards: Sequence[Gpu], before: Sequence[int], shared: frozenset[str
         time.sleep(0.2)
         held = asyncio.run(held_beyond(gpus, cards, before))
     clean = not cards or (bool(held) and max(held) <= CLEAN_WITHIN_BYTES)
+    clean_s = round(time.monotonic() - began, 2) if clean else None
+    if new := in_shared_memory() - shared:
+        # What its maker is about to remove is not left behind, and on a host with others there is always some of that.
+        time.sleep(SETTLED_S)
+        new &= in_shared_memory()
     return {
         "processes": [f"{pid} {name}" for pid, name in found.items()],
         "gpu_bytes": [max(0, extra) for extra in at_once],
         "gpu_unread": bool(cards) and not at_once,
-        "shm": shm,
-        "gpus_clean_s": round(time.monotonic() - began, 2) if clean else None,
+        "shm": sorted(new - used_by_others(new, found)),
+        "gpus_clean_s": clean_s,
     }

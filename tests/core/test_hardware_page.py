@@ -70,6 +70,12 @@ def test_a_healthy_start_may_take_two_hundredths_longer_than_vllm_alone(ours_s: 
     assert met("a healthy start", *alone, life("healthy", OVERLAP, ours_s)) is reached
 
 
+def test_the_page_says_how_the_checks_beside_healthy_starts_went() -> None:
+    lines = ["  4.1 info preflight.passed attempt=1", "  9.0 info engine.ready attempt=1"]
+    starts = [life("healthy", OVERLAP, 100.0, journal=lines) for _ in range(2)]
+    assert "| 2 passed |" in page({"a.json": results(*starts)})
+
+
 def test_a_warm_up_start_does_not_count() -> None:
     warm_up = life("healthy", OVERLAP, 300.0, counts=False)
     assert met("a healthy start", warm_up, life("healthy", ALONE, 100.0), life("healthy", OVERLAP, 100.0)) is True
