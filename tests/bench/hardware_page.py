@@ -89,7 +89,8 @@ def _grounds(every: Sequence[Setting]) -> Iterator[str]:
         machine = f"{host['cpus']} CPUs, {host['ram_bytes'] / 1e9:.0f} GB"
         engine = f"{model['name']}, {size}, TP={one.head['tensor_parallel']}, `{' '.join(one.head['arguments'])}`"
         rows.append([one.label, where, machine, versions, engine, host["date"]])
-    yield from table(["", "GPUs", "host", "versions", "model and arguments", "UTC"], rows)
+    head = ["", "GPUs", "host", "versions", "model and arguments", "UTC"]
+    yield from table(head, rows) if rows else ["Not run.\n"]
 
 
 def checks(lives: Sequence[Life]) -> str:
@@ -219,5 +220,6 @@ def _not_run(files: Mapping[str, Mapping[str, Any]], every: Sequence[Setting]) -
             what = " ".join(filter(None, [row["series"], WHO.get(row["kind"], row["kind"]), row["fault"]]))
             lines.append(f"- {name}: {what}: {row['why']}")
     yield "\n".join(lines or ["All of it was."])
-    yield "\n## Commands"
+    if files:
+        yield "\n## Commands"
     yield "\n".join(f"- {name}: `{document['command']}`" for name, document in files.items())
