@@ -207,7 +207,7 @@ def test_a_cause_that_there_is_not_is_a_wrong_command_with_a_hint(tmp_path: Path
 def test_a_plan_and_a_check_are_not_asked_at_once(tmp_path: Path) -> None:
     done = asked(FakeSetup(folder=tmp_path), "unknown", None, "--check")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "--check and --plan are two questions" in done.stderr
+    assert "--check, --plan, --doctor and --gpus are several questions" in done.stderr
 
 
 def test_a_wrong_config_is_told_as_a_check_tells_it(tmp_path: Path) -> None:
