@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -103,6 +103,16 @@ def _engine(command: Sequence[str], environment: Mapping[str, str]) -> Versions:
         python = ()
     named = {what: told.get(what, "") for what in ("vllm", "torch", "nccl")}
     return Versions(**named, python=python)
+
+
+async def one_process_only(driver: Gpus, uuids: Collection[str]) -> bool:
+    """Whether one of these GPUs takes one process at a time (nvidia-smi -c EXCLUSIVE_PROCESS): a check beside an engine would keep
+    it out."""
+    try:
+        told = await driver.details()
+    except GpusUnobserved:
+        return False
+    return any(gpu.uuid in uuids and (gpu.compute_mode or "").startswith("exclusive") for gpu in told.gpus)
 
 
 def _by_index(gpus: Sequence[Gpu]) -> dict[str, str]:

@@ -13,6 +13,7 @@ from mgpu_llm.config import checks, launching
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.config.problem import ConfigProblem, render
 from mgpu_llm.core.launch import environment
+from mgpu_llm.core.preflight import When
 from mgpu_llm.host import Found
 
 #: Exit statuses for systemd: "try again", and a wrong config (sysexits.h).
@@ -50,7 +51,11 @@ async def to_run(loaded: Loaded, driver: Gpus, environ: Mapping[str, str]) -> as
     versions = await host.find_versions(asked, plan.server.command, environment(environ, base))
     key = assembly.key(plan, loaded.config, versions, environ)
     seed = int.from_bytes(os.urandom(4), "big")
-    return replace(plan, policy=replace(plan.policy, key=key, boot=versions.boot, seed=seed), versions=versions)
+    when = plan.policy.preflight
+    if asked is not None and when is When.OVERLAP and await host.one_process_only(asked, plan.uuids.values()):
+        when = When.BEFORE
+    policy = replace(plan.policy, key=key, boot=versions.boot, seed=seed, preflight=when)
+    return replace(plan, policy=policy, versions=versions)
 
 
 async def foreseen(loaded: Loaded, driver: Gpus, environ: Mapping[str, str]) -> assembly.Plan:

@@ -293,6 +293,8 @@ def test_gpus_that_must_not_be_used_leave_the_set_whichever_way_they_failed() ->
     spared = replace(LADDER, spares=("6",))
     assert chosen(after(replace(cause(Want.OTHER_GPU), gpus=("3",)), ladder=spared), ladder=spared) == "gpus-0,1,2,6"
     assert choose(LADDER, [after(replace(out, gpus=("0", "1", "2", "3")))]).outs[0].why == "the others have failed too"
+    most = after(replace(out, gpus=("0", "1", "2")), ladder=spared)
+    assert chosen(most, ladder=spared) == "gpus-3,6", "a spare helps also where fewer will do"
 
 
 def test_with_a_pipeline_as_many_gpus_are_kept_as_it_needs() -> None:

@@ -1,4 +1,4 @@
-"""The daemon checks the GPUs before an engine comes to them: a simulated driver, and a stand-in for PyTorch that fails as told."""
+"""The daemon checks its GPUs before an engine comes to them: a simulated driver, and a stand-in for PyTorch."""
 
 from __future__ import annotations
 
@@ -100,3 +100,11 @@ def test_a_check_that_is_not_done_when_the_engine_comes_to_its_gpus_gives_way(be
     assert told(life, "preflight.unfinished", "engine.ready") == ["preflight.unfinished", "engine.ready"]
     assert life.stop() == 0
     assert remains(life.setup) == []
+
+
+def test_a_gpu_that_takes_one_process_only_is_checked_before_the_load(begin: Begin, nvml: FakeNvml) -> None:
+    nvml.set([FakeGpu(), FakeGpu(compute_mode=3)])
+    life = begin("", settings(), nvml.environment())
+    assert life.ready()["rung"] == "base"
+    assert told(life, "preflight.passed", "engine.command") == ["preflight.passed", "engine.command"]
+    assert life.stop() == 0

@@ -281,8 +281,7 @@ def _others(case: _Case, size: int) -> tuple[str, ...] | None:
             bad.update(gpus)
         else:
             doubtful.update(gpus)
-    spares = case.ladder.spares if case.want is Want.OTHER_GPU else ()
-    pool = [gpu for gpu in (*base, *spares) if gpu not in bad]
+    pool = [gpu for gpu in (*base, *case.ladder.spares) if gpu not in bad]
     sound_first = sorted(pool, key=lambda gpu: gpu in doubtful)
     found = (chosen for chosen in islice(combinations(sound_first, size), MOST_SETS) if set(chosen) not in sets)
     chosen = next((set(chosen) for chosen in found), None)

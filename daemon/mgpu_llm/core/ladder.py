@@ -53,10 +53,10 @@ BASE: Final = Rung()
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
     """What there is to choose from. `sizes` are the smaller numbers of ranks that vLLM accepts for the model and that hold its
-    weights, largest first, and `no_sizes` says why others are none; below the utilisation in `lowest`, by number of ranks, weights
-    and cache do not fit; `spares` are GPUs beside the base's that may stand in.
-    `context` is the context length in tokens, `pipeline_parallel` how often the GPUs of one layer are needed. `own` are the
-    admin's own rungs, which replace everything else."""
+    weights, largest first, and `no_sizes` says why others are none; below the utilisation in `lowest`, by number of ranks,
+    weights and cache do not fit; `spares` are GPUs beside the base's that may stand in. `context` is the context length in
+    tokens, `pipeline_parallel` how often the GPUs of one layer are needed. `own` are the admin's own rungs, which replace
+    everything else."""
 
     base: Launch
     areas: frozenset[Area] = BY_DEFAULT

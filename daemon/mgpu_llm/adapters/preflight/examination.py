@@ -24,9 +24,9 @@ class Patience:
     """Seconds, each from the moment when all ranks of a transport were ready.
 
     After `others_s` the alternatives are begun, which costs nothing but their work. A transport hangs, once another has
-    passed, when it has had `floor_s` (the launch's own; the alternatives, which began together, `other_floor_s`), `more_s` for
-    each GPU beyond two, `times` what the other took, and `grace_s` since that passed. Where none has passed, it is
-    `hopeless_s`. Two healthy H100s need one or two; eight GPUs, and NCCL's NVLink multicast, have more to set up.
+    passed, when it has had `floor_s`, `more_s` for each GPU beyond two, `times` what the other took, and `grace_s` since that
+    passed; the alternatives, which began together and under the same load, `other_floor_s` and `other_times`. Where none has
+    passed, it is `hopeless_s`. Two healthy H100s need one or two; eight GPUs, and NCCL's NVLink multicast, have more to set up.
     """
 
     others_s: float = 3.0
@@ -34,6 +34,7 @@ class Patience:
     other_floor_s: float = 4.0
     more_s: float = 1.0
     times: float = 4.0
+    other_times: float = 2.0
     grace_s: float = 1.5
     hopeless_s: float = 30.0
     settled_s: float = 1.0
@@ -167,14 +168,19 @@ class Examination:
             return self._age(trial) >= self.patience.hopeless_s
         took_s = min(other.took_s for other in passed)
         own = trial.name == AS_LAUNCHED
-        return self.overdue(trial, took_s, self.patience.floor_s if own else self.patience.other_floor_s) and (
+        floor_s, times = (
+            (self.patience.floor_s, self.patience.times)
+            if own
+            else (self.patience.other_floor_s, self.patience.other_times)
+        )
+        return self.overdue(trial, took_s, floor_s, times) and (
             self.now - min(other.passed_at or 0.0 for other in passed) >= max(self.patience.grace_s, took_s)
         )
 
-    def overdue(self, trial: Trial, took_s: float, floor_s: float) -> bool:
+    def overdue(self, trial: Trial, took_s: float, floor_s: float, times: float) -> bool:
         """Whether it has had much longer than `took_s`, which is what another needed."""
         floor_s += self.patience.more_s * max(0, len(trial.devices) - 2)
-        return self._age(trial) >= max(floor_s, self.patience.times * took_s)
+        return self._age(trial) >= max(floor_s, times * took_s)
 
     def _late(self, trial: Trial, passed: Trial | None) -> bool:
         """Not even ready, long after another that began with it has passed: of no use, whyever that is."""

@@ -45,7 +45,8 @@ def _judged(examination: Examination, trials: Sequence[Trial], took_s: float) ->
 
 
 def _late(examination: Examination, trial: Trial, took_s: float) -> bool:
-    return trial.waits() and examination.overdue(trial, took_s, examination.patience.other_floor_s)
+    patience = examination.patience
+    return trial.waits() and examination.overdue(trial, took_s, patience.other_floor_s, patience.times)
 
 
 def tournament(players: int) -> Iterator[list[tuple[int, int]]]:
