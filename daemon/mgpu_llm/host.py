@@ -106,8 +106,8 @@ def _engine(command: Sequence[str], environment: Mapping[str, str]) -> Versions:
 
 
 async def one_process_only(driver: Gpus, uuids: Collection[str]) -> bool:
-    """Whether one of these GPUs takes one process at a time (nvidia-smi -c EXCLUSIVE_PROCESS): a check beside an engine would keep
-    it out."""
+    """Whether one of these GPUs takes one process at a time (nvidia-smi -c EXCLUSIVE_PROCESS): a check beside an engine would
+    keep that out."""
     try:
         told = await driver.details()
     except GpusUnobserved:
