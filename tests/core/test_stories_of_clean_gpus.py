@@ -103,8 +103,10 @@ def test_where_no_other_gpus_suffice_it_stops_with_the_reason(ladder: dict[str, 
     assert world.exit.message.endswith(f"What to do: {unusable.ADVICE}")
 
 
-def test_every_gpu_dirty_leaves_nothing() -> None:
-    world = gone(killing(World(policy=with_spares("GPU-c")).start()), (*DIRTY, ("GPU-a", "so is it")))
+def test_with_every_gpu_dirty_a_spare_serves_alone_and_without_one_nothing_is_left() -> None:
+    all_of_them = (*DIRTY, ("GPU-a", "so is it"))
+    assert gpus(gone(killing(World(policy=with_spares("GPU-c")).start()), all_of_them)) == ("GPU-c",)
+    world = gone(killing(World(policy=with_spares()).start()), all_of_them)
     assert isinstance(world.state, Failed)
     assert world.exit is not None
     assert f"GPU GPU-b must not be used any more: {WHY}; GPU GPU-a must not" in world.exit.message

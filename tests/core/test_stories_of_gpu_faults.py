@@ -13,7 +13,7 @@ from mgpu_llm.core.events import CompletionProbed, EngineExited, Event, GpuUnfit
 from mgpu_llm.core.gpu_faults import MOST_FAULTS
 from mgpu_llm.core.ladder import Heads, Ladder, smaller
 from mgpu_llm.core.launch import Launch
-from mgpu_llm.core.remedies import Area, Want
+from mgpu_llm.core.remedies import Area, Remedy, Want
 from mgpu_llm.core.states import Backoff, Failed, Killing, Ready, Starting
 from mgpu_llm.core.xid import Action
 from tests.core.world import BANNER, OUT_OF_MEMORY, UP, World, of, policy, serving
@@ -131,6 +131,15 @@ def test_whichever_it_is_the_others_serve(lost: str, left: tuple[str, ...]) -> N
 def test_a_spare_takes_its_place_where_there_is_one() -> None:
     world = said(on_four(spares=("6",)), OFF).gone()
     assert gpus_of(world) == ("0", "1", "2", "6")
+
+
+def test_of_the_admins_own_rungs_one_that_does_without_it_serves() -> None:
+    own = (Remedy(name="quiet", env={"A": "1"}), Remedy(name="half", tensor_parallel=2))
+    for world in (on_four(own=own), loading_on_four(own=own)):
+        unfit(world).gone()
+        assert (gpus_of(world), world.rung) == (("0", "1"), "half")
+        unfit(world, "0").gone()
+        assert isinstance(world.state, Failed)
 
 
 def test_two_that_go_one_after_the_other_are_both_left_out() -> None:

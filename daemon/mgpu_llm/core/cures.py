@@ -84,8 +84,11 @@ def choose(ladder: Ladder, failures: Sequence[Failure], *, again: bool = True) -
             if isinstance(answer, Remedy):
                 return Choice(remedy=answer, outs=tuple(outs))
             outs.append(answer)
-    if ladder.own is not None and Want.STOP not in found.wants:
-        return Choice(remedy=next((own for own in ladder.own if own not in rung.remedies), None))
+    # Where GPUs are gone, the stop is for the same ones alone.
+    if ladder.own is not None and (found.gpus or Want.STOP not in found.wants):
+        left = [own for own in ladder.own if own not in rung.remedies]
+        fit = [own for own in left if set(found.gpus).isdisjoint(ladder.launch(rung.plus(own)).gpus or ())]
+        return Choice(remedy=fit[0] if fit else None)
     return Choice(outs=tuple(outs))
 
 
