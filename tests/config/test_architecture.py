@@ -139,6 +139,8 @@ def test_the_tensors_of_a_plain_dense_model_follow_from_its_shape() -> None:
         {"model_type": "qwen3"},
         {"num_hidden_layers": "many"},
         {"hidden_size": None},
+        {"num_attention_heads": 10**400, "head_dim": 128},
+        {"num_attention_heads": True},
         {"quantization_config": {"quant_method": "awq"}},
     ],
 )

@@ -177,3 +177,9 @@ def test_more_ranks_are_proposed_only_where_they_split_the_heads() -> None:
 def test_a_model_whose_fit_is_unknown_is_told_as_such(tmp_path: Path) -> None:
     unknown = replace(base(write_model(tmp_path, QWEN_7B)), known="it is not on this host yet")
     assert lines(unknown) == ("whether the model fits cannot be told beforehand: it is not on this host yet",)
+
+
+def test_of_a_gpu_that_does_not_tell_its_size_nobody_says_that_the_model_does_not_fit(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, QWEN_72B)
+    assert fitting(config(text(folder)), {}, [H100, 0]) is None
+    assert problems(folder, gpu=0) == []

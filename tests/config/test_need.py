@@ -79,6 +79,7 @@ def test_what_the_arguments_say_of_ranks_graphs_and_context_is_taken_over(tmp_pa
         (["-dp", "2"], "ranks are laid out in a way that is not known here"),
         (["--nnodes", "2"], "ranks are laid out in a way that is not known here"),
         (["--quantization", "fp8"], "engine.args change the weights, or where they are kept"),
+        (["--mm-encoder-only"], "engine.args lay other settings over its config.json"),
         (["--cpu-offload-gb=4"], "engine.args change the weights, or where they are kept"),
     ],
 )
@@ -154,6 +155,7 @@ def test_a_hub_model_is_known_from_the_local_cache_unless_another_one_is_meant(t
     assert isinstance(known(config(text), environ), Known)
     other = "it is another one than the hub's cache has"
     assert known(config(f"{text}\nengine.args = ['--revision', 'v2']"), environ) == other
+    assert known(config(f"{text}\nengine.args = ['--download-dir', '/data']"), environ) == other
     assert known(config(f"{text}\nengine.env.VLLM_USE_MODELSCOPE = 'true'"), environ) == other
 
 

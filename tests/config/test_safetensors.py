@@ -87,6 +87,11 @@ def test_headers_that_lie_are_refused(tmp_path: Path, header: object, reason: st
     assert why(raw(tmp_path / "x", header, 2)) == reason
 
 
+@pytest.mark.parametrize("name", ["a\0b.safetensors", "\ud800.safetensors"])
+def test_what_no_file_can_be_called_is_no_file(tmp_path: Path, name: str) -> None:
+    assert why(tmp_path / name) == "no file can be called so"
+
+
 def test_a_file_must_be_as_long_as_its_header_says(tmp_path: Path) -> None:
     file = tmp_path / "x"
     whole = write_file(file, [ONE]) + 24

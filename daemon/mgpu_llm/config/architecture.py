@@ -104,8 +104,7 @@ def cache(settings: Mapping[str, Any], args: Sequence[str]) -> Cache | None:
 def key_value_heads(settings: Mapping[str, Any]) -> int:
     """0 where nobody says how many there are."""
     model = shape(settings)
-    found = first_integer(model, KEY_VALUE_HEADS) or first_integer(model, ATTENTION_HEADS) or 0
-    return found if found <= _MOST else 0
+    return _bounded(first_integer(model, KEY_VALUE_HEADS) or first_integer(model, ATTENTION_HEADS))
 
 
 def generates(settings: Mapping[str, Any]) -> bool:
@@ -137,12 +136,12 @@ def tensors(settings: Mapping[str, Any]) -> tuple[Tensor, ...] | None:
     if kind not in _DENSE or count is None or quantisation(settings):
         return None
     hidden, wide, vocabulary = (_size(model, name) for name in ("hidden_size", "intermediate_size", "vocab_size"))
-    heads, width = first_integer(model, ATTENTION_HEADS), _head_size(model)
+    heads, width = _bounded(first_integer(model, ATTENTION_HEADS)), _head_size(model)
     if any(name not in model for name in _MUST_SAY.get(kind, ())):
         return None
     if not (hidden and wide and vocabulary and heads and width):
         return None
-    queries, keys = heads * width, (first_integer(model, KEY_VALUE_HEADS) or heads) * width
+    queries, keys = heads * width, (_bounded(first_integer(model, KEY_VALUE_HEADS)) or heads) * width
     parts = {
         **{f"self_attn.{name}_proj.weight": (rows, hidden) for name, rows in zip("qkv", (queries, keys, keys), strict=True)},
         "self_attn.o_proj.weight": (hidden, queries),
@@ -215,5 +214,8 @@ def _layer_kinds(model: Mapping[str, Any]) -> set[str]:
 
 
 def _size(model: Mapping[str, Any], name: str) -> int:
-    found = first_integer(model, (name,))
+    return _bounded(first_integer(model, (name,)))
+
+
+def _bounded(found: int | None) -> int:
     return found if found is not None and found <= _MOST else 0

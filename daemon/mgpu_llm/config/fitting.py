@@ -42,9 +42,9 @@ class Fitting:
 
 
 def fitting(config: Config, environ: Mapping[str, str], gpu_bytes: Sequence[int]) -> Fitting | None:
-    """`gpu_bytes` is what each GPU has, in the config's order; None where there are none, or nobody knows them."""
+    """`gpu_bytes` is what each GPU has, in the config's order; None where there are none, or one of them does not tell (0)."""
     ranks = tensor_parallel(config, len(gpu_bytes))
-    if config.gpus.use == "none" or not gpu_bytes or not ranks:
+    if config.gpus.use == "none" or not gpu_bytes or not all(gpu_bytes) or not ranks:
         return None
     found = known(config, environ)
     stages = found.need.pipeline_parallel if isinstance(found, Known) else 1

@@ -140,7 +140,7 @@ def weight_files(folder: Path) -> set[Path]:
     ValueError where that cannot be told."""
     listed = weight_index(folder)
     if listed is not None:
-        return {folder / str(file) for file in listed.values()}
+        return {folder / name for name in set(map(str, listed.values()))}
     found = (set(folder.glob(pattern)) for pattern in _WEIGHTS)
     return next((files for files in found if files), set())
 
@@ -186,7 +186,7 @@ def language_models(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def first_integer(settings: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
     found = (settings.get(name) for name in names)
-    return next((value for value in found if isinstance(value, int) and value > 0), None)
+    return next((value for value in found if type(value) is int and value > 0), None)
 
 
 def _cached(hub_id: str, environ: Mapping[str, str]) -> Path | None:

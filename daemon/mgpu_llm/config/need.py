@@ -35,10 +35,12 @@ _OTHER_SETTINGS: Final[tuple[options.Option, ...]] = (
     ("--hf-config-path",),
     ("--hf-overrides",),
     ("--config-format",),
+    ("--mm-encoder-only",),  # leaves the language model out
 )
 #: Options of Python before a module, which are none of vLLM's.
 _PYTHONS: Final = ("-m", "-u", "-I", "-s", "-S", "-E", "-P")
-_OTHER_REVISION: Final[options.Option] = ("--revision",)
+#: Under a hub id the files are then others than those of the main branch in the hub's cache.
+_OTHER_PLACE: Final[tuple[options.Option, ...]] = (("--revision",), ("--download-dir",))
 _OTHER_HUB: Final = "VLLM_USE_MODELSCOPE"
 SUFFIX: Final = ".safetensors"
 #: With any of these what is known of the cache does not hold; or the model may compute no tokens, and need no cache.
@@ -159,8 +161,9 @@ def _needed(folder: Path, layers: int | None) -> list[Path]:
     index = weight_index(folder) if files else None
     if index is None:
         return files
-    needed = {folder / str(file) for name, file in index.items() if not unused(name, layers)}
-    return [file for file in files if file in needed]
+    needed = {str(file) for name, file in index.items() if not unused(name, layers)}
+    paths = {folder / name for name in needed}
+    return [file for file in files if file in paths]
 
 
 def _unknowable(config: Config, environ: Mapping[str, str], folder: Path, settings: Mapping[str, Any]) -> str:
@@ -193,7 +196,7 @@ def _other_model(config: Config, environ: Mapping[str, str]) -> bool:
     """Whether a hub id means something else than the main branch on the Hugging Face hub."""
     if local_path(config.model.path) is not None:
         return False
-    return options.has(config.engine.args, _OTHER_REVISION) or _OTHER_HUB in {**environ, **config.engine.env}
+    return options.has_any(config.engine.args, _OTHER_PLACE) or _OTHER_HUB in {**environ, **config.engine.env}
 
 
 def _is_there(file: Path) -> bool:

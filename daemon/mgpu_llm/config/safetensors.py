@@ -38,6 +38,8 @@ class Header:
 
 def read_header(file: Path) -> Header:
     """Raises BrokenFileError for a file that is no whole safetensors file, and OSError where it cannot be read."""
+    if not is_name(str(file)):
+        raise BrokenFileError("no file can be called so")
     with open(file, "rb", buffering=0, opener=_at_once) as stream:
         status = os.fstat(stream.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -57,6 +59,14 @@ def read_header(file: Path) -> Header:
         than = "it is cut off" if status.st_size < end else "it is too long"
         raise BrokenFileError(f"{than}: it has {status.st_size} bytes, and its header says {end}")
     return Header(tensors=tuple(tensor for tensor, _ in tensors), read_bytes=LENGTH_BYTES + length)
+
+
+def is_name(text: str) -> bool:
+    """Whether a file may be called so: an index can have any text in it."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _at_once(name: str, flags: int) -> int:
