@@ -28,6 +28,8 @@ TAKEN_BYTES: Final = 1 << 30
 #: Nothing runs on a GPU that is free. NVML's figure is an average of up to a second (nvml.h, nvmlUtilization_t): it fell below
 #: this within 0.26 s of the SIGKILL of a kernel that span; its memory was back after 0.15 s (H100, driver 580.159, five times).
 BUSY_PERCENT: Final = 95
+#: What is held is looked at again after this, before its GPU is out.
+AGAIN_S: Final = 0.5
 #: /proc answers within milliseconds, unless a process is stuck.
 LOOK_S: Final = 2.0
 LONGEST_COMMAND: Final = 120
@@ -125,20 +127,45 @@ class Baseline:
         return tuple([reading for reading in readings if _runs(reading, before) and not await _used(reading)])
 
     async def _judged(self, held: Sequence[GpuReading]) -> tuple[str, ...]:
-        """What is still held: remarks on what living processes do; the rest is out. Raises DriverSilent."""
-        remarks = list[str]()
-        for reading in await self._gpus.read(tuple(reading.uuid for reading in held)):
+        """What is still held: remarks on what living processes do; the rest is out. Raises DriverSilent.
+
+        Twice, before one is out for good: who ends just now is no process any more, and what it held is not yet free.
+        """
+        remarks, out = await self._looked_at(held)
+        if out:
+            await asyncio.sleep(AGAIN_S)
+            remarks, again = await self._looked_at(held)
+            self._out = {entry: why for entry, why in again.items() if entry in out}
+        return remarks
+
+    async def _looked_at(self, held: Sequence[GpuReading]) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Remarks, and what is held although nobody uses it. One that has become free meanwhile is neither."""
+        remarks, out = list[str](), dict[str, str]()
+        readings = await self._gpus.read(tuple(reading.uuid for reading in held))
+        still = [reading for reading in readings if _excess(reading, self._before) or _runs(reading, self._before)]
+        users = await self._users() if still else {}
+        for reading in still:
             excess = _excess(reading, self._before)
             what = (
                 f"GPU {reading.index} still holds {excess / 1e9:.2f} GB more than before the attempt"
                 if excess
                 else f"GPU {reading.index} is still at {reading.utilisation_percent} %"
             )
-            if await _used(reading):
-                remarks.append(f"{what}: {await _whose(reading)}")
+            used = replace(reading, processes=users.get(reading.uuid) or reading.processes)
+            if await _used(used):
+                remarks.append(f"{what}: {await _whose(used)}")
             else:
-                self._out[self._visible[reading.uuid]] = f"{what} although no process is left that uses it"
-        return tuple(remarks)
+                out[self._visible[reading.uuid]] = f"{what} although no process is left that uses it"
+        return tuple(remarks), out
+
+    async def _users(self) -> dict[str, tuple[tuple[int, int | None], ...]]:
+        """All who use a GPU, by UUID: a reading has only those that compute, and a desktop holds memory too."""
+        told = await self._gpus.details()
+        return {
+            gpu.uuid: tuple((one.pid, one.used_bytes) for one in gpu.processes)
+            for gpu in told.gpus
+            if gpu.uuid is not None and gpu.processes is not None
+        }
 
 
 def _excess(reading: GpuReading, before: Mapping[str, GpuReading]) -> int:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -144,6 +145,27 @@ def test_a_gpu_that_runs_on_without_a_process_is_out_and_one_on_which_another_co
         waiter.say("remember")  # it was busy before, so that is nothing new
         waiter.until("remembered")
         assert waiter.ask("wait", "0")["dirty"] == []
+
+
+def test_a_gpu_whose_memory_a_desktop_has_taken_meanwhile_is_not_out(nvml: FakeNvml) -> None:
+    with waiting(nvml, [FakeGpu()] * 2) as waiter, somebody("Xorg") as pid:
+        nvml.set([FakeGpu(used_bytes=5 * GB, utilisation_percent=99, graphics=((pid, 5 * GB),)), FakeGpu()])
+        answer = waiter.ask("wait", "0")
+        (said,) = answer["remarks"]
+        assert said.startswith(f"GPU 0 still holds 5.00 GB more than before the attempt: pid {pid} (user ")
+        assert answer["dirty"] == []
+
+
+def test_a_gpu_that_is_let_go_of_while_it_is_judged_is_not_out(nvml: FakeNvml) -> None:
+    with waiting(nvml, [FakeGpu()] * 2) as waiter:
+        before = len(nvml.calls())
+        nvml.set([FakeGpu(used_bytes=5 * GB), FakeGpu()])
+        waiter.say("wait", "0")
+        while "nvmlDeviceGetGraphicsRunningProcesses_v3" not in {call for call, _, _ in nvml.calls()[before:]}:
+            time.sleep(0.01)
+        nvml.set([FakeGpu()] * 2)
+        answer = json.loads(waiter.until("TOLD ")[-1].removeprefix("TOLD "))
+        assert (answer["remarks"], answer["dirty"]) == ([], [])
 
 
 def test_a_driver_that_is_silent_is_told_and_makes_no_gpu_unusable(nvml: FakeNvml) -> None:
