@@ -64,7 +64,7 @@ def test_gpus_that_are_there_free_and_well_are_well(tmp_path: Path) -> None:
         (replace(WELL, mig=True, mig_slices=()), "gpus-mig", "problem", "sudo nvidia-smi -i 1 -mig 0"),
         (replace(WELL, compute_mode="prohibited"), "gpus-compute-mode", "problem", "-i 1 -c DEFAULT"),
         (replace(WELL, compute_mode="exclusive-process"), "gpus-compute-mode", "warning", "-i 1 -c DEFAULT"),
-        (replace(WELL, persistence=False), "gpus-persistence", "warning", "nvidia-persistenced"),
+        (replace(WELL, persistence=False), "gpus-persistence", "warning", "sudo nvidia-smi -pm 1"),
         (replace(WELL, name="NVIDIA L4"), "gpus-alike", "warning", "gpus.use"),
         (replace(WELL, memory_used_bytes=60 << 30), "gpus-memory", "warning", "fuser -v /dev/nvidia1"),
         (replace(WELL, memory_used_bytes=None), "gpus-memory", "unknown", ""),
@@ -101,7 +101,28 @@ def test_who_has_memory_is_told_with_user_command_and_size_and_without_secrets(t
     assert "30 GiB): python train.py --api-key" in warning.seen
     assert "pid 72: not to be seen from here" in warning.seen
     assert "very-secret" not in warning.seen
-    assert warning.fix.startswith("sudo kill 71 72")
+    assert warning.fix == "sudo kill 71; or name other GPUs in gpus.use"
+
+
+@pytest.mark.parametrize(
+    ("files", "kind", "fix"),
+    [
+        ({"/proc/71/status": "PPid:\t70\n", "/proc/70/cmdline": "python\0/usr/local/bin/mgpud\0"}, "compute", "mgpuctl stop"),
+        ({"/proc/71/status": "PPid:\t70\n", "/proc/70/status": "PPid:\t1\n"}, "compute", "sudo kill 71;"),
+        ({"/proc/71/status": "PPid:\t71\n"}, "compute", "sudo kill 71;"),
+        ({"/proc/71/status": "", "/.dockerenv": ""}, "compute", "end these where they run"),
+        ({"/proc/71/status": ""}, "graphics", "sudo systemctl isolate"),
+        ({}, "compute", "or name other GPUs"),
+    ],
+)  # fmt: skip
+def test_nobody_is_told_to_kill_an_engine_a_desktop_or_somebody_elses_number(
+    tmp_path: Path, files: dict[str, str], kind: str, fix: str
+) -> None:
+    host = Host(tmp_path)
+    for name, content in files.items():
+        host.has(name, content)
+    taken = replace(WELL, processes=(GpuProcess(pid=71, used_bytes=1 << 30, kind=kind),))
+    assert named(list(gpus.check(host.system, told(taken))), "gpus-memory").fix.startswith(fix)
 
 
 def test_a_driver_that_is_loaded_and_silent_is_a_problem(tmp_path: Path) -> None:

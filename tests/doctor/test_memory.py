@@ -41,7 +41,8 @@ def test_a_host_with_room_for_the_model_and_its_ranks_is_well(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("available", "swap", "level"), [(150, 0, "warning"), (17, 0, "problem"), (17, 16, "warning"), (200, 0, "ok")]
+    ("available", "swap", "level"),
+    [(150, 0, "warning"), (17, 0, "warning"), (4, 0, "problem"), (4, 16, "warning"), (200, 0, "ok")],
 )
 def test_memory_has_to_do_for_the_ranks_and_should_for_the_models_files(
     tmp_path: Path, available: int, swap: int, level: str
@@ -51,7 +52,8 @@ def test_memory_has_to_do_for_the_ranks_and_should_for_the_models_files(
 
 
 @pytest.mark.parametrize(
-    ("limit", "level"), [(None, "ok"), (200 * GIB, "ok"), (100 * GIB, "warning"), (8 * GIB, "problem")]
+    ("limit", "level"),
+    [(None, "ok"), (200 * GIB, "ok"), (100 * GIB, "warning"), (8 * GIB, "warning"), (4 * GIB, "problem")],
 )
 def test_a_limit_of_the_control_group_has_to_do_too(tmp_path: Path, limit: int | None, level: str) -> None:
     found = of(host_with(tmp_path, available=200 * GIB), weights=140 * GIB, limit=limit)
@@ -86,6 +88,11 @@ def test_strict_overcommit_is_told(tmp_path: Path) -> None:
 )
 def test_shared_memory_has_to_do_for_the_messages_between_ranks(total: int, free: int, ranks: int, level: str) -> None:
     assert memory.shm(total, free, ranks).level == level
+
+
+def test_shared_memory_that_is_full_wants_to_be_emptied_and_not_to_be_larger() -> None:
+    assert memory.shm(16 * GIB, 0, 8).fix.startswith("ls -lS /dev/shm")
+    assert memory.shm(64 << 20, 64 << 20, 8).fix.startswith("sudo mount -o remount,size=50% /dev/shm")
 
 
 def test_shared_memory_that_is_not_there_is_a_problem(tmp_path: Path) -> None:

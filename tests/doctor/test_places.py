@@ -140,6 +140,29 @@ def test_a_place_that_the_user_may_not_write_in_is_told_with_who_should_own_it(
     assert memory.fix == f"sudo install -d -o nobody {state}, or set daemon.state_dir"
 
 
+@as_root
+def test_a_folder_that_is_there_keeps_its_owner(reachable: Path, nobody: Account) -> None:
+    state, file = reachable / "state", reachable / "file"
+    state.mkdir(mode=0o755)
+    file.write_text("")
+    of = {
+        "HOME": "/",
+        **dict.fromkeys(("TMPDIR", "HF_HOME", "VLLM_CACHE_ROOT", "XDG_CACHE_HOME", "TRITON_CACHE_DIR"), "/tmp"),
+    }
+    of["CUDA_CACHE_PATH"] = "/tmp"
+    (finding,) = [found for found in disks.check(System(), of, str(state), nobody) if found.name == "disks-write"]
+    assert finding.fix == f"sudo setfacl -m u:nobody:rwx {state}, or set daemon.state_dir"
+    (finding,) = [found for found in disks.check(System(), of, f"{file}/a", nobody) if found.name == "disks-write"]
+    assert finding.fix.startswith(f"{file} is no folder")
+
+
+def test_a_hardened_tmp_that_runs_nothing_is_no_problem_by_itself(tmp_path: Path, me: Account) -> None:
+    host = Host(tmp_path / "root")
+    host.has("/proc/self/mounts", f"/dev/sda1 / ext4 rw 0 0\ntmpfs {tmp_path} tmpfs rw,noexec 0 0\n")
+    found = list(disks.check(host.system, {"HOME": "/", "TMPDIR": str(tmp_path)}, "/", me))
+    assert named(found, "disks-noexec").level == "warning"
+
+
 def test_a_host_without_a_driver_has_no_device_files_to_look_at(tmp_path: Path, me: Account) -> None:
     assert list(devices.check(Host(tmp_path).system, me)) == []
 

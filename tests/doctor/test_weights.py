@@ -63,6 +63,21 @@ def test_a_folder_without_weights_is_a_problem(tmp_path: Path, me: Account) -> N
     assert levels(list(weights.check(tmp_path, [], me, tokenizer=True))) == {"model-weights": "problem"}
 
 
+def test_what_is_missing_of_a_hub_model_is_fetched_by_vllm(tmp_path: Path, me: Account) -> None:
+    (whole,) = model(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    both = [whole, tmp_path / "b.safetensors"]
+    found = list(weights.check(tmp_path, both, me, tokenizer=True, hub_id="org/name"))
+    assert levels(found) == {"model-fetched": "warning", "model-weights": "ok", "model-access": "ok"}
+    assert "one file of weights of org/name" in named(found, "model-fetched").seen
+    assert levels(list(weights.check(tmp_path, [], me, tokenizer=True, hub_id="org/name"))) == {
+        "model-fetched": "warning"
+    }
+    whole.write_bytes(whole.read_bytes()[:-1])
+    problem = named(list(weights.check(tmp_path, [whole], me, tokenizer=False, hub_id="org/name")), "model-weights")
+    assert (problem.level, "hf download org/name --force-download" in problem.fix) == ("problem", True)
+
+
 def test_a_missing_tokenizer_is_told_unless_another_is_named(tmp_path: Path, me: Account) -> None:
     files = model(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
@@ -76,7 +91,7 @@ def test_files_that_the_services_user_may_not_read_are_a_problem(tmp_path: Path)
     files[0].chmod(0o600)
     problem = named(list(weights.check(tmp_path, files, account.account("nobody"), tokenizer=True)), "model-access")
     assert problem.level == "problem"
-    assert f"setfacl -R -m u:nobody:rX {tmp_path}" in problem.fix
+    assert f"setfacl -R -L -m u:nobody:rX {tmp_path}" in problem.fix
 
 
 def test_the_page_cache_is_counted_without_reading_into_it(tmp_path: Path) -> None:

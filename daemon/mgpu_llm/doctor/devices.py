@@ -53,7 +53,7 @@ def _admission(system: System, who: Account, name: str) -> str:
         return ""
     if mode & 0o060 == 0o060 and group != "root":
         return f"sudo usermod -aG {group} {who.name}, then start its session or service anew"
-    return "echo 'options nvidia NVreg_DeviceFileMode=0666' | sudo tee /etc/modprobe.d/nvidia-files.conf; reboot"
+    return "echo 'options nvidia NVreg_DeviceFileMode=0666' | sudo tee /etc/modprobe.d/nvidia-files.conf (from the next boot on)"
 
 
 def _cure(system: System, command: str) -> str:

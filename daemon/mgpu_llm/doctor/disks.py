@@ -37,6 +37,10 @@ _CODE: Final = frozenset(
 )
 
 
+#: Only where the others are not set: hardened hosts have such a /tmp, and do.
+_CODE_PERHAPS: Final = frozenset({"TMPDIR", "XDG_CACHE_HOME"})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Mount:
     """One line of /proc/self/mounts."""
@@ -76,7 +80,8 @@ def check(system: System, environ: Mapping[str, str], state_dir: str, who: Accou
         disks.setdefault(mount.place if mount else "/", []).append(what)
         if mount and what in _CODE and "noexec" in mount.options:
             seen = f"{what} ({place}) is on {mount.place}, mounted noexec: kernels compiled there cannot be loaded"
-            yield SUBJECT.problem("disks-noexec", seen, f"sudo mount -o remount,exec {mount.place}, or another {what}")
+            said = SUBJECT.warning if what in _CODE_PERHAPS else SUBJECT.problem
+            yield said("disks-noexec", seen, f"sudo mount -o remount,exec {mount.place}, or another {what}")
     kinds = {mount.place: mount.kind for mount in known}
     for place, whats in disks.items():
         yield _space(place, kinds.get(place, ""), whats)
@@ -120,10 +125,20 @@ def _writable(places: Mapping[str, str], who: Account) -> Iterator[Finding]:
     for folder, whats in closed.items():
         seen = f"{who.name} may not write in {folder} ({', '.join(f'{what}: {places[what]}' for what in whats)})"
         caches = [what for what in whats if what != STATE]
-        cure = f"sudo install -d -o {who.name} {' '.join(places[what] for what in whats)}"
+        cure = f"{_admission(folder, [places[what] for what in whats], who)}"
         cure += f", or set {', '.join(caches)} in engine.env" if caches else ", or set daemon.state_dir"
         # Without its state the daemon can still serve.
         yield (SUBJECT.problem if caches else SUBJECT.warning)("disks-write", seen, cure)
+
+
+def _admission(nearest: Path, wanted: list[str], who: Account) -> str:
+    """What lets the user in. A folder that is there may be others' too: its owner and its mode are left alone."""
+    if not nearest.is_dir():
+        return f"{nearest} is no folder: move it away"
+    missing = [place for place in wanted if Path(place) != nearest]
+    made = [f"sudo install -d -o {who.name} {' '.join(missing)}"] if missing else []
+    opened = [f"sudo setfacl -m u:{who.name}:rwx {nearest}"] if len(missing) < len(wanted) else []
+    return "; ".join([*opened, *made])
 
 
 def _nearest(path: Path) -> Path:

@@ -29,11 +29,11 @@ _INSTALL: Final = (
 )
 _NOUVEAU: Final = (
     "printf 'blacklist nouveau\\noptions nouveau modeset=0\\n' | sudo tee /etc/modprobe.d/no-nouveau.conf; "
-    "sudo update-initramfs -u (or dracut -f); install the NVIDIA driver; reboot"
+    "sudo update-initramfs -u (or dracut -f). Then install the NVIDIA driver, and reboot"
 )
 _RELOAD: Final = (
     "reboot, or with nothing on the GPUs: "
-    "sudo rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia && sudo modprobe nvidia-uvm"
+    "sudo rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia; sudo modprobe nvidia-uvm"
 )
 
 

@@ -155,8 +155,11 @@ def _of_the_model(loaded: Loaded, patient: Patient, facts: Facts) -> list[Check]
     return [
         Check(
             subject=weights.SUBJECT,
+    hub_id = "" if model.local_path(loaded.config.model.path) is not None else loaded.config.model.path
             name="model-weights",
-            work=lambda: weights.check(folder, sorted(model.weight_files(folder)), patient.who, tokenizer=tokenizer),
+            work=lambda: weights.check(
+                folder, sorted(model.weight_files(folder)), patient.who, tokenizer=tokenizer, hub_id=hub_id
+            ),
         ),
         Check(
             subject=weights.SUBJECT,

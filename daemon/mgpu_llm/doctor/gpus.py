@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pwd
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,14 @@ LIMIT_S: Final = 12.0
 UNEXPLAINED_BYTES: Final = 1 << 30
 _LONGEST: Final = 60
 _RESET: Final = "sudo nvidia-smi --gpu-reset -i {index} with nothing on it, or reboot"
+#: From a worker up to mgpud there are three.
+_MOST_PARENTS: Final = 8
 #: By what the driver asks for (recovery.ACTIONS of the adapter), what to do.
 _RECOVERY: Final = {
     "reboot": "sudo reboot",
     "system-reboot": "sudo reboot",
     "drain-p2p": "stop what uses its peers, then " + _RESET,
+    "recover-imex-domain": "recover its IMEX domain (NVIDIA's IMEX guide), or reboot its hosts",
 }
 
 
@@ -180,7 +184,7 @@ def _compute_mode(chosen: Sequence[GpuDetails]) -> Iterator[Finding]:
 def _persistence(chosen: Sequence[GpuDetails]) -> Iterator[Finding]:
     if asleep := [gpu for gpu in chosen if gpu.persistence is False]:
         seen = f"{_numbers(asleep)}: no persistence mode, so the driver sets them up anew, in seconds, for each first process"
-        yield SUBJECT.warning("gpus-persistence", seen, "sudo systemctl enable --now nvidia-persistenced")
+        yield SUBJECT.warning("gpus-persistence", seen, "sudo nvidia-smi -pm 1, at every boot")
 
 
 def _memory(system: System, chosen: Sequence[GpuDetails]) -> Iterator[Finding]:
@@ -189,11 +193,10 @@ def _memory(system: System, chosen: Sequence[GpuDetails]) -> Iterator[Finding]:
     for gpu in taken:
         total = "" if gpu.memory_total_bytes is None else f" of {gib(gpu.memory_total_bytes)}"
         held = f"GPU {gpu.index}: {gib(gpu.memory_used_bytes or 0)}{total} taken, by"
-        pids = [process.pid for process in gpu.processes or ()]
         whose = "; ".join(holder(system, process.pid, process.used_bytes) for process in gpu.processes or ())
         nobody = "nobody whom the driver names: a process of another container, or one that hangs in the driver"
-        cure = f"sudo kill {' '.join(map(str, pids))}" if pids else f"sudo fuser -v /dev/nvidia{gpu.index}"
-        yield SUBJECT.warning("gpus-memory", f"{held} {whose or nobody}", f"{cure}; or name other GPUs in gpus.use")
+        cure = "; ".join([*_freed(system, gpu), "or name other GPUs in gpus.use"])
+        yield SUBJECT.warning("gpus-memory", f"{held} {whose or nobody}", cure)
     if untold:
         yield SUBJECT.unknown("gpus-memory", f"the driver does not tell how much of {_numbers(untold)} is taken")
     elif not taken:
@@ -218,3 +221,34 @@ def _user(system: System, pid: int) -> str:
         return pwd.getpwuid(system.path(f"/proc/{pid}").stat().st_uid).pw_name
     except (OSError, KeyError):
         return ""
+def _freed(system: System, gpu: GpuDetails) -> Iterator[str]:
+    """How it gets free. Whom to kill is said only where it is certain who that is, and that nobody begins it anew."""
+    pids = {process.pid: process for process in gpu.processes or ()}
+    if not pids:
+        yield f"sudo fuser -v /dev/nvidia{gpu.index}"
+    elif system.in_container():
+        yield "end these where they run: their numbers may be the host's, and another process's here"
+    else:
+        engines = {pid for pid in pids if _is_supervised(system, pid)}
+        drawing = {pid for pid, process in pids.items() if process.kind == "graphics"}
+        others = [pid for pid in pids if pid not in engines | drawing and system.exists(f"/proc/{pid}")]
+        if engines:
+            yield "mgpuctl stop ends the engine of the mgpud that runs"
+        if drawing:
+            yield "sudo systemctl isolate multi-user.target ends the desktop"
+        if others:
+            yield f"sudo kill {' '.join(map(str, others))}"
+
+
+def _is_supervised(system: System, pid: int) -> bool:
+    """Whether mgpud is above it."""
+    for _ in range(_MOST_PARENTS):
+        found = re.search(r"^PPid:\s*(\d+)$", system.text(f"/proc/{pid}/status"), re.MULTILINE)
+        if found is None or (pid := int(found[1])) <= 1:
+            return False
+        words = system.text(f"/proc/{pid}/cmdline").split("\0")[:4]
+        if any(Path(word).name in ("mgpud", "mgpu_llm") for word in words):
+            return True
+    return False
+
+

@@ -15,6 +15,8 @@ SUBJECT: Final = Subject("memory")
 #: it loaded and compiled: 4.0 and 2.0 GiB.
 RANK_BYTES: Final = 4 << 30
 ABOVE_BYTES: Final = 2 << 30
+#: Files that are mapped and shared count in that, once for each process: with less it may do, with this part of it surely not.
+LEAST_PART: Final = 0.25
 #: vLLM's ring of messages to the ranks, and one for each that answers: 10 chunks of 24 MiB (distributed/device_communicators/
 #: shm_broadcast.py, 0.32.0). NCCL's own segments come on top where peer-to-peer is off.
 RING_BYTES: Final = 240 << 20
@@ -23,6 +25,9 @@ SHM: Final = "/dev/shm"  # noqa: S108 - the place itself is meant
 DOCKERS_BYTES: Final = 64 << 20
 #: Percent of the time in which every task waited for memory.
 PRESSURE: Final = 10.0
+_EMPTIER: Final = (
+    "ls -lS /dev/shm | head shows what fills it: remove what nobody uses any more (sudo fuser /dev/shm/NAME)"
+)
 _BIGGER: Final = "sudo mount -o remount,size=50% /dev/shm; in a container: docker run --ipc=host, or --shm-size=16g"
 
 
@@ -77,9 +82,10 @@ def shm(total: int, free: int, ranks: int) -> Finding:
     if ranks < 2 or free >= wanted:
         return SUBJECT.ok("memory-shm", seen)
     seen = f"{seen}; {ranks} ranks map up to {gib(wanted)} for vLLM's messages, and NCCL more where peer-to-peer is off"
+    cure = _EMPTIER if total >= 2 * wanted else _BIGGER
     if free <= DOCKERS_BYTES:
-        return SUBJECT.problem("memory-shm", seen, _BIGGER)
-    return SUBJECT.warning("memory-shm", seen, _BIGGER)
+        return SUBJECT.problem("memory-shm", seen, cure)
+    return SUBJECT.warning("memory-shm", seen, cure)
 
 
 def group_limit(system: System) -> int | None:
@@ -93,8 +99,8 @@ def _free(told: dict[str, int], ranks: int, weights: int | None) -> Iterator[Fin
     spare = f"{gib(swap)} of swap free" if swap else "no swap"
     seen = f"{gib(available)} of {gib(told.get('MemTotal', 0))} available, {spare}"
     if available < needed:
-        short = f"{seen}; {ranks} ranks need about {gib(needed)} while they load"
-        said = SUBJECT.problem if available + swap < needed else SUBJECT.warning
+        short = f"{seen}; {ranks} ranks take up to {gib(needed)} while they load"
+        said = SUBJECT.problem if available + swap < LEAST_PART * needed else SUBJECT.warning
         yield said("memory-free", short, "end what takes the memory: ps aux --sort=-rss | head; or use fewer GPUs")
     elif weights is not None and available < weights + needed:
         slow = (
@@ -111,12 +117,10 @@ def _limit(limit: int | None, ranks: int, weights: int | None) -> Finding:
         return SUBJECT.ok("memory-limit", "no memory limit on the engine's control group")
     seen = f"the engine's control group may use {gib(limit)}"
     if limit < needed:
-        seen = f"{seen}, and {ranks} ranks need about {gib(needed)}: the kernel will kill one"
-        return SUBJECT.problem(
-            "memory-limit",
-            seen,
-            "sudo systemctl set-property mgpu-llm MemoryMax=infinity, or docker run without --memory",
-        )
+        seen = f"{seen}, and {ranks} ranks take up to {gib(needed)} while they load: the kernel may kill one"
+        cure = "sudo systemctl set-property mgpu-llm MemoryMax=infinity, or docker run without --memory"
+        said = SUBJECT.problem if limit < LEAST_PART * needed else SUBJECT.warning
+        return said("memory-limit", seen, cure)
     if weights is not None and limit < weights:
         seen = f"{seen}, less than the model's {gib(weights)}, which its page cache counts against"
         return SUBJECT.warning("memory-limit", seen, "sudo systemctl set-property mgpu-llm MemoryMax=infinity")

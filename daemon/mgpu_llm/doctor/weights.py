@@ -52,10 +52,20 @@ class Speed:
         return self.read_bytes / self.took_s if self.took_s else 0.0
 
 
-def check(folder: Path, files: Sequence[Path], who: Account, *, tokenizer: bool) -> Iterator[Finding]:
-    """`files` are those that vLLM reads, of the model in `folder`; `tokenizer`: whether there has to be one.
+def check(folder: Path, files: Sequence[Path], who: Account, *, tokenizer: bool, hub_id: str = "") -> Iterator[Finding]:
+    """`files` are those that vLLM reads, of the model in `folder`; `tokenizer`: whether there has to be one. Of a model of the
+    hub, `hub_id`, vLLM fetches what is not there yet.
 
     Reads the headers of all files."""
+    if hub_id:
+        missing, files = [file for file in files if not file.exists()], [file for file in files if file.exists()]
+        if missing or not files:
+            what = f"{_count(missing)} of weights" if missing else "the weights"
+            seen = f"{what} of {hub_id} are still to be fetched, by vLLM at its first start"
+            yield SUBJECT.warning("model-fetched", seen, f"fetch them before: hf download {hub_id}, as {who.name}")
+        tokenizer = tokenizer and not missing
+        if not files:
+            return
     if not files:
         yield SUBJECT.problem("model-weights", f"no weights in {folder}", "fetch the model anew")
         return
@@ -64,9 +74,9 @@ def check(folder: Path, files: Sequence[Path], who: Account, *, tokenizer: bool)
     if broken:
         told = [f"{name}: {why}" for name, why in broken.items()]
         seen = f"{len(broken)} of {len(files)} files of weights cannot be loaded: {listed(told, 3)}"
-        yield SUBJECT.problem(
-            "model-weights", seen, f"fetch these anew, as with: hf download REPOSITORY --local-dir {folder}"
-        )
+        # Into the hub's cache a download with --local-dir would put files beside those that it keeps.
+        anew = f"{hub_id} --force-download" if hub_id else f"REPOSITORY --local-dir {folder}"
+        yield SUBJECT.problem("model-weights", seen, f"fetch these anew, as with: hf download {anew}")
     else:
         yield SUBJECT.ok("model-weights", f"weights of {gib(size)}, in {_count(files)}, whole by the headers")
     if tokenizer and not any(next(folder.glob(pattern), None) for pattern in TOKENIZERS):
@@ -162,7 +172,8 @@ def _readable(folder: Path, files: Sequence[Path], who: Account) -> Finding:
     if not closed:
         return SUBJECT.ok("model-access", f"{who.name} may read it")
     seen = f"{who.name} may not read {listed([str(path) for path in closed], 2)}"
-    cure = f"sudo setfacl -R -m u:{who.name}:rX {folder}; the folders above need x for {who.name}: namei -l {folder}"
+    # -L: in the hub's cache the files are links, which -R alone leaves out.
+    cure = f"sudo setfacl -R -L -m u:{who.name}:rX {folder}; the folders above need x for {who.name}: namei -l {folder}"
     return SUBJECT.problem("model-access", seen, cure)
 
 
