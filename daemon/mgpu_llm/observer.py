@@ -187,6 +187,8 @@ class _Ear:
 
     def hear(self) -> None:
         for text in self._followed.heard():
+            if kernel.is_quoted(text):
+                continue
             elsewhere = kernel.is_elsewhere(text, self.addresses.values())
             named = kernel.concerned(text, self.addresses)
             self._emit(KernelSaid(at=self._clock(), attempt=self._attempt, text=text, elsewhere=elsewhere, gpus=named))

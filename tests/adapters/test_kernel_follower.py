@@ -236,14 +236,15 @@ case "$*" in
 *" -n 1") echo "usb 1-1" ;;
 *" -f -n 0")
     echo $$ > {tmp_path}/pid
-    printf "NVRM: Xid 1, "
+    printf '{{"MESSAGE": "NVRM: Xid 1, '
     sleep 0.1
-    printf "it goes on\\nusb\\n{PCIE}\\n"
+    printf '%s\\n' 'it goes on"}}' '{{"MESSAGE": "usb"}}' 'no JSON' '["NVRM: 2"]' '{{"MESSAGE": [78, 86, 82, 77]}}' '{{}}'
+    printf '%s\\n' '{{"MESSAGE": "overlayfs: \\nNVRM: Xid 3"}}' '{{"MESSAGE": "{PCIE}"}}'
     exec sleep 3600 ;;
 esac"""
     journalctl(tmp_path, script, monkeypatch)
     followed = follow(time.monotonic, tells, tmp_path / "none")
-    assert heard_within_limit(followed, 2) == ("NVRM: Xid 1, it goes on", PCIE)
+    assert heard_within_limit(followed, 3) == ("NVRM: Xid 1, it goes on", "overlayfs:  NVRM: Xid 3", PCIE)
     pid = int((tmp_path / "pid").read_text())
     assert alive(pid)
     followed.close()
@@ -253,7 +254,7 @@ esac"""
 def test_a_journal_that_ends_is_told_and_what_it_said_before_is_heard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journalctl(tmp_path, f'echo "{XID}"', monkeypatch)
+    journalctl(tmp_path, f"""echo '{{"MESSAGE": "{XID}"}}'""", monkeypatch)
     followed = follow(time.monotonic, tells, tmp_path / "none")
     heard = heard_within_limit(followed, 2)
     followed.close()

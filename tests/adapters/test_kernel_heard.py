@@ -93,6 +93,7 @@ def test_a_line_of_the_kernel_is_told_with_the_attempt_it_came_in_and_as_soon_as
     async def story() -> list[Event]:
         with a_kernel() as said:
             async with heard(said.follow, attempt=7) as found:
+                said.say(f"overlayfs: failed to resolve '{XID.format(bus='17')}': -2")
                 said.say(XID.format(bus="17"))
                 said.say("usb 1-1: new device")
                 await until("it is heard", lambda: bool(found.lines))

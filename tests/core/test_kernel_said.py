@@ -221,6 +221,21 @@ def test_where_the_addresses_are_not_known_every_gpu_may_be_ours() -> None:
     assert not kernel.is_elsewhere(LOST, ())
 
 
+@pytest.mark.parametrize(
+    ("text", "quoted"),
+    [
+        (LOST, False),
+        ("nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 20034, Fatal, Link 30 LTSSM Fault Up", False),
+        (KILL.format(pid=1), False),
+        (f"overlayfs: failed to resolve '{LOST}': -2", True),
+        (f"oom-kill:constraint=CONSTRAINT_MEMCG,oom_memcg=/user.slice/{LOST},task=a,pid=1,uid=1000", True),
+        ("overlayfs: failed to resolve 'nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 20034, Fatal': -2", True),
+    ],
+)
+def test_what_a_user_has_the_kernel_repeat_is_not_the_drivers(text: str, quoted: bool) -> None:
+    assert kernel.is_quoted(text) is quoted
+
+
 # -- recorded ----------------------------------------------------------------------------------------------------------
 
 

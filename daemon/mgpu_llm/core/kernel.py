@@ -25,12 +25,22 @@ _DEVICE: Final = re.compile(
     re.IGNORECASE,
 )
 
+#: What only the driver says, and how all its lines begin.
+_DRIVERS_WORDS: Final = re.compile(r"NVRM:|\bSXid\b")
+_BY_THE_DRIVER: Final = ("NVRM:", "nvidia-nvswitch")
+
 Device = tuple[int | None, int, int]
 
 
 def tells(text: str) -> bool:
     """Whether the line names a cause of a failure, whoever's."""
     return diagnosis.look_at_kernel(Clue(), text) != Clue()
+
+
+def is_quoted(text: str) -> bool:
+    """Whether the driver's words are in a line that is not the driver's. The kernel repeats names that any user may choose, of
+    files ("overlayfs: failed to resolve '...'") and of cgroups: they must not end a service."""
+    return _DRIVERS_WORDS.search(text) is not None and not text.startswith(_BY_THE_DRIVER)
 
 
 def explains(said: KernelSaid, top_pid: int | None, heart: Progress) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -29,7 +30,7 @@ BURST: Final = 100
 LINES_PER_S: Final = 0.2
 PROBE_S: Final = 2.0
 END_S: Final = 0.2
-JOURNALCTL: Final = ("journalctl", "-k", "-q", "--no-pager", "-o", "cat")
+JOURNALCTL: Final = ("journalctl", "-k", "-q", "--no-pager", "-o", "json", "--output-fields=MESSAGE")
 
 
 class Followed:
@@ -92,7 +93,8 @@ class Followed:
 
 
 class _Journal(Followed):
-    """`journalctl --follow`, whose output is lines as they are."""
+    """`journalctl --follow`, whose output is one JSON object a line: the journal has line ends in messages, where the kernel
+    itself writes "\\x0a", and what follows one would look like a message of its own."""
 
     def __init__(
         self,
@@ -117,7 +119,7 @@ class _Journal(Followed):
         *lines, self._unfinished = (self._unfinished + read).split(b"\n")
         self._unfinished = self._unfinished[:RECORD_BYTES]
         for line in lines:
-            yield line.decode("utf-8", "replace")
+            yield from _message(line)
 
 
 class _Budget:
@@ -181,6 +183,14 @@ def _followed_journal() -> tuple[subprocess.Popen[bytes], int]:
         os.close(output)
     os.set_blocking(descriptor, False)
     return child, descriptor
+
+
+def _message(line: bytes) -> Iterator[str]:
+    """What an entry of the journal says, in one line; nothing where that is no text."""
+    with contextlib.suppress(ValueError, RecursionError):
+        entry = json.loads(line)
+        if isinstance(entry, dict) and isinstance(said := entry.get("MESSAGE"), str):
+            yield " ".join(said.splitlines())
 
 
 def _kernels_own(record: bytes) -> Iterator[str]:
