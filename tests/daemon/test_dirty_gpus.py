@@ -91,10 +91,14 @@ def test_after_a_sigkill_of_engine_and_daemon_alike_the_next_life_removes_what_t
     life = begin("", {**SETTINGS, "gpus.use": [0]}, environ)
     life.ready()
     ledger = life.setup.state_dir / "engine-files.json"
-    until("the files are written down", ledger.exists, life.log)
-    (cache / "lock").touch()
     files = life.setup.memory()
     assert files
+
+    def written() -> bool:
+        return ledger.exists() and all(file.name in ledger.read_text() for file in files)
+
+    until("the files are written down", written, life.log)
+    (cache / "lock").touch()
     life.process.send_signal(signal.SIGSTOP)  # so that it sees nothing of it
     for process in processes_of(life.setup.runtime_dir):
         os.kill(int(process.split()[0]), signal.SIGKILL)

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,18 +64,21 @@ class SpoiltError(Exception):
 
 
 @contextmanager
-def held(folders: Sequence[Path], uuids: Iterable[str], me: Holder) -> Iterator[dict[str, str]]:
+def held(
+    folders: Sequence[Path], uuids: Iterable[str], me: Holder, partly: Collection[str] = ()
+) -> Iterator[dict[str, str]]:
     """Hold all these GPUs in every folder that can be used, or none. Yields the folders that cannot, each with why.
 
-    Always in the same order: of several who start at once with the same GPUs, one gets them all. Raises HeldError and
-    SpoiltError.
+    `partly` are GPUs of which we have a slice: they are held against those who want them whole, and nobody else. Always in the
+    same order: of several who start at once with the same GPUs, one gets them all. Raises HeldError and SpoiltError.
     """
+    wanted = sorted({*uuids, *partly})
     with ExitStack() as stack:
         unusable = dict[str, str]()
         for folder in sorted(set(folders)):
-            for uuid in sorted(set(uuids)):
+            for uuid in wanted:
                 try:
-                    descriptor = _acquire(folder, uuid, me)
+                    descriptor = _acquire(folder, uuid, me, shared=me.shared or uuid in partly)
                 except OSError as error:
                     unusable[str(folder)] = (error.strerror or str(error)).lower()
                     break
@@ -100,15 +103,15 @@ def path_of(folder: Path, uuid: str) -> Path:
     return folder / f"mgpu-llm-{re.sub(r'[^A-Za-z0-9-]', '_', uuid)}.lock"
 
 
-def _acquire(folder: Path, uuid: str, me: Holder) -> int:
+def _acquire(folder: Path, uuid: str, me: Holder, *, shared: bool) -> int:
     """The lock file, open and locked. Raises HeldError, SpoiltError, and OSError where the folder cannot be used."""
     path = path_of(folder, uuid)
     for _ in range(OPEN_TRIES):
         descriptor = _open(folder, uuid)
         try:
-            _take(descriptor, uuid, me)
+            _take(descriptor, uuid, shared=shared)
             if _is_at(path, descriptor):
-                _write(descriptor, me)
+                _write(descriptor, me, shared=shared)
                 return descriptor
         except (HeldError, SpoiltError):
             os.close(descriptor)
@@ -175,22 +178,22 @@ def _open_existing(path: Path) -> int:
     return os.open(path, os.O_RDONLY | flags)
 
 
-def _take(descriptor: int, uuid: str, me: Holder) -> None:
+def _take(descriptor: int, uuid: str, *, shared: bool) -> None:
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if me.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         raise HeldError(uuid, _holders(descriptor) or (Holder(pid=0),)) from None
     except OSError as error:  # a file system without locks
         raise SpoiltError(uuid, f"cannot lock: {(error.strerror or str(error)).lower()}; set gpus.lock_dirs") from None
 
 
-def _write(descriptor: int, me: Holder) -> None:
-    """Our name beside those of the others who share it."""
-    others = [holder for holder in _holders(descriptor) if holder.pid != me.pid] if me.shared else []
-    text = "".join(f"{json.dumps(asdict(holder))}\n" for holder in (*others, me))
+def _write(descriptor: int, me: Holder, *, shared: bool) -> None:
+    """Our name, after those of others who share it: they may write theirs at this moment. Of a pid the last word counts."""
     with suppress(OSError):  # opened for reading only, or a full disk: the lock holds all the same
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, text.encode(), 0)
+        if not shared or os.fstat(descriptor).st_size > LONGEST_FILE // 2:
+            os.ftruncate(descriptor, 0)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)
+        os.write(descriptor, f"{json.dumps(asdict(me))}\n".encode())
 
 
 def _holders(descriptor: int) -> tuple[Holder, ...]:
