@@ -6,6 +6,8 @@ DESTDIR ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 DEV_STAMP := $(VENV)/.complete
+# Tests whose daemons and folders are their own, so that several run at once.
+APART := tests/ctl tests/daemon tests/doctor
 
 .PHONY: help dev run demo demo-ladder check bench-heartbeat bench-diagnosis test install uninstall clean
 .DELETE_ON_ERROR:
@@ -54,7 +56,8 @@ bench-diagnosis: $(DEV_STAMP)
 	$(PY) -m tests.bench.diagnosis --write docs/diagnosis.md
 
 test: dev check
-	$(PY) -m pytest --ignore=tests/core --ignore=tests/config
+	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile $(APART)
+	$(PY) -m pytest --ignore=tests/core --ignore=tests/config $(APART:%=--ignore=%)
 
 install:
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' PYTHON='$(if $(filter command environment,$(firstword $(origin PYTHON))),$(PYTHON))' packaging/install install
