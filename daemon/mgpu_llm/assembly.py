@@ -25,7 +25,8 @@ from mgpu_llm.host import Found, Versions
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that the config decides. `uuids` maps the entries of CUDA_VISIBLE_DEVICES to NVML's UUIDs, spares included.
+    """Everything that the config decides. `uuids` maps the entries of CUDA_VISIBLE_DEVICES to NVML's UUIDs, spares included, and
+    `parts` those of divided GPUs to those of their MIG slices.
     `driver_told`: the GPUs are what the driver says of them, and not only what the config calls them. `fitting` is whether the
     model fits them, None where nobody can tell, and `held_bytes` what is used of each now and what it has. `versions` are known
     of a plan to be run."""
@@ -38,6 +39,7 @@ class Plan:
     runtime_dir: Path
     state_dir: Path
     uuids: Mapping[str, str]
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     driver_told: bool = True
     fitting: Fitting | None = None
     held_bytes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -70,6 +72,7 @@ def plan(config: Config, found: Found, command: tuple[str, ...], environ: Mappin
         runtime_dir=Path(config.daemon.runtime_dir),
         state_dir=Path(config.daemon.state_dir),
         uuids=uuids,
+        parts=found.parts,
         fitting=fitted,
         held_bytes=found.held_bytes,
     )

@@ -36,15 +36,16 @@ class GpuReport:
     ) -> dict[str, Any]:
         """{"driver", "cuda", "nvml", "gpus": [GPU], "pairs": [PAIR], "missing": [UUID]}, None for what is not told.
 
-        A GPU is a told.GpuDetails with {"configured": bool, "in_use": bool}; each of its processes is {"pid", "kind",
-        "used_bytes", "user", "command", "of_the_engine": bool}. A pair is {"gpus": [index, index], "path", "nvlink",
-        "p2p_read", "p2p_write"}, as told.GpuPair has them. Missing are those of `configured` that the driver does not list.
+        A GPU is a told.GpuDetails with {"configured": bool, "in_use": bool}, by itself or by a slice, and each of its
+        `mig_slices` has the two as well; each of its processes is {"pid", "kind", "used_bytes", "user", "command",
+        "of_the_engine": bool}. A pair is {"gpus": [index, index], "path", "nvlink", "p2p_read", "p2p_write"}, as told.GpuPair has
+        them. Missing are those of `configured` that the driver does not list.
         `configured` and `in_use` are UUIDs, `engine` the pids of this engine. Raises GpusUnobserved.
         """
         host = await self._driver.details(deadline_s)
         pids = {process.pid for gpu in host.gpus for process in gpu.processes or ()}
         owners, commands = await self._owners(sorted(pids)[:MOST_PROCESSES])
-        listed = {gpu.uuid for gpu in host.gpus}
+        listed = {uuid for gpu in host.gpus for uuid in (gpu.uuid, *_parts(gpu))}
         return {
             "driver": host.driver,
             "cuda": host.cuda,
@@ -52,8 +53,7 @@ class GpuReport:
             "gpus": [
                 {
                     **_gpu(gpu, owners, commands, engine),
-                    "configured": gpu.uuid in configured,
-                    "in_use": gpu.uuid in in_use,
+                    **_roles(gpu, configured, in_use),
                 }
                 for gpu in host.gpus
             ],
@@ -91,6 +91,24 @@ def _gpu(
         process["command"] = commands.get(pid) or (who and who.name) or None
         process["of_the_engine"] = pid in engine
     return document
+
+
+def _roles(gpu: GpuDetails, configured: Collection[str], in_use: Collection[str]) -> dict[str, Any]:
+    mine = {gpu.uuid, *_parts(gpu)}
+    slices = gpu.mig_slices and [
+        {**asdict(part), "configured": part.uuid in configured, "in_use": part.uuid in in_use}
+        for part in gpu.mig_slices
+    ]
+    return {
+        "mig_slices": slices,
+        "configured": not mine.isdisjoint(configured),
+        "in_use": not mine.isdisjoint(in_use),
+    }
+
+
+def _parts(gpu: GpuDetails) -> list[str]:
+    """The UUIDs of its MIG slices."""
+    return [part.uuid for part in gpu.mig_slices or () if part.uuid is not None]
 
 
 def _pair(pair: GpuPair) -> dict[str, Any]:

@@ -25,11 +25,13 @@ ENGINE_S: Final = 7.0
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """The configured GPUs. `uuids` and `spares` have NVML's UUIDs by entry of CUDA_VISIBLE_DEVICES, in the config's order;
-    `uuids` is None where the config wants no GPUs. `memory_bytes` is what each of those in use has, in that order, and
-    `held_bytes` what is used of it now and what there is, by entry; a GPU that does not tell is not in it."""
+    `uuids` is None where the config wants no GPUs. `parts` has the UUIDs of the MIG slices of each divided GPU of this host, by
+    its own. `memory_bytes` is what each of those in use has, in the config's order, and `held_bytes` what is used of it now and
+    what there is, by entry; a GPU that does not tell is not in it."""
 
     uuids: Mapping[str, str] | None = None
     spares: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     memory_bytes: tuple[int, ...] = ()
     held_bytes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     nvlink: Nvlink = Nvlink.NONE
@@ -51,7 +53,8 @@ class Versions:
 async def find_gpus(loaded: Loaded, driver: Gpus) -> Found | ConfigProblem | GpusUnobserved:
     """The configured GPUs, or why there are none.
 
-    vLLM gets indices, because releases before 0.10 fail on UUIDs in CUDA_VISIBLE_DEVICES.
+    vLLM gets indices wherever it can, because releases before 0.24 fail on UUIDs in CUDA_VISIBLE_DEVICES
+    (platforms/interface.py makes a number of each entry).
     """
     wanted = loaded.config.gpus
     if wanted.use == "none" or loaded.faulty("gpus"):
@@ -67,8 +70,9 @@ async def find_gpus(loaded: Loaded, driver: Gpus) -> Found | ConfigProblem | Gpu
     except ValueError as error:
         return loaded.problem(("gpus", place), str(error))
     return Found(
-        uuids=_by_index(chosen),
-        spares=_by_index(together[len(chosen) :]),
+        uuids=_by_entry(chosen),
+        spares=_by_entry(together[len(chosen) :]),
+        parts={gpu.uuid: tuple(part.uuid for part in gpu.slices if part.uuid) for gpu in inventory if gpu.slices},
         memory_bytes=tuple(gpu.memory_total_bytes for gpu in chosen),
         held_bytes=await _held(driver, chosen),
         nvlink=await _nvlink(driver, [gpu.uuid for gpu in chosen]),
@@ -115,8 +119,8 @@ async def one_process_only(driver: Gpus, uuids: Collection[str]) -> bool:
     return any(gpu.uuid in uuids and (gpu.compute_mode or "").startswith("exclusive") for gpu in told.gpus)
 
 
-def _by_index(gpus: Sequence[Gpu]) -> dict[str, str]:
-    return {str(gpu.index): gpu.uuid for gpu in gpus}
+def _by_entry(gpus: Sequence[Gpu]) -> dict[str, str]:
+    return {gpu.entry: gpu.uuid for gpu in gpus}
 
 
 async def _nvlink(driver: Gpus, uuids: Sequence[str]) -> Nvlink:
@@ -134,7 +138,10 @@ async def _held(driver: Gpus, gpus: Sequence[Gpu]) -> dict[str, tuple[int, int]]
         told = await driver.read([gpu.uuid for gpu in gpus])
     except GpusUnobserved:
         return {}
-    return {str(reading.index): (reading.memory_used_bytes, reading.memory_total_bytes) for reading in told}
+    return {
+        gpu.entry: (reading.memory_used_bytes, reading.memory_total_bytes)
+        for gpu, reading in zip(gpus, told, strict=True)
+    }
 
 
 async def _driver(driver: Gpus | None) -> str:

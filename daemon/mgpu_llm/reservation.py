@@ -34,9 +34,10 @@ def held(loaded: Loaded, plan: Plan, config_file: Path) -> Iterator[None]:
         runtime_dir=str(plan.runtime_dir.resolve()),
         shared=shared,
     )
-    names = {uuid: name for name, uuid in plan.uuids.items()}
+    names = _names(plan)
+    partly = {whole for whole, parts in plan.parts.items() if not set(parts).isdisjoint(plan.uuids.values())}
     try:
-        with gpu_locks.held(folders, names, me) as unusable:
+        with gpu_locks.held(folders, names.keys() - partly, me, partly) as unusable:
             _tell(folders, unusable)
             yield
     except HeldError as other:
@@ -65,6 +66,16 @@ def remarks(loaded: Loaded, plan: Plan) -> tuple[str, ...]:
             ends = "" if may else f"; until that ends, mgpud ends with exit status {TRY_AGAIN}"
             found.append(f"GPU {name}: {in_words(strangers)}{ends}")
     return tuple(found)
+
+
+def _names(plan: Plan) -> dict[str, str]:
+    """Everything that is reserved, by UUID, with the entry for which it is: the GPUs, all slices of those that we want whole, and
+    the GPUs that our slices are of."""
+    names = dict[str, str]()
+    for name, uuid in plan.uuids.items():
+        wholes = [whole for whole, parts in plan.parts.items() if uuid in parts]
+        names |= dict.fromkeys((uuid, *plan.parts.get(uuid, ()), *wholes), name)
+    return names
 
 
 def in_words(holders: tuple[Holder, ...]) -> str:

@@ -12,6 +12,7 @@ from mgpu_llm.adapters.gpus import Gpus, GpusUnobserved
 from mgpu_llm.config import checks, launching
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.config.problem import ConfigProblem, render
+from mgpu_llm.core import slices
 from mgpu_llm.core.launch import environment
 from mgpu_llm.core.preflight import When
 from mgpu_llm.host import Found
@@ -39,7 +40,9 @@ async def checked(
     if not isinstance(found, Found):
         hint = 'an engine without GPUs needs gpus.use = "none"'
         raise CannotStartError(TRY_AGAIN, f"{found.reason} ({hint})")
-    return assembly.plan(loaded.config, found, launching.engine_command(loaded.config.engine, environ), environ)
+    plan = assembly.plan(loaded.config, found, launching.engine_command(loaded.config.engine, environ), environ)
+    await _slices_known(loaded, plan, environ)
+    return plan
 
 
 async def to_run(loaded: Loaded, driver: Gpus, environ: Mapping[str, str]) -> assembly.Plan:
@@ -74,6 +77,17 @@ async def foreseen(loaded: Loaded, driver: Gpus, environ: Mapping[str, str]) -> 
     except OSError:
         command = launching.command_as_written(loaded.config.engine)
     return replace(assembly.plan(loaded.config, found, command, environ), driver_told=told)
+
+
+async def _slices_known(loaded: Loaded, plan: assembly.Plan, environ: Mapping[str, str]) -> None:
+    """Raises CannotStartError where a MIG slice is for a vLLM that is known not to take one."""
+    if not any(map(slices.is_slice, plan.uuids)):
+        return
+    whole = environment(environ, plan.policy.ladder.base)
+    vllm = (await host.find_versions(None, plan.server.command, whole)).vllm
+    if slices.too_old(vllm):
+        found = loaded.problem(("gpus", "use"), f"a MIG slice for vLLM {vllm}", expected=slices.least_vllm())
+        raise CannotStartError(BAD_CONFIG, render([found]))
 
 
 async def _found(

@@ -258,6 +258,23 @@ def test_a_mig_slice_of_the_old_naming_has_a_lock_of_its_own(tmp_path: Path) -> 
         assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_whoever_has_a_slice_keeps_out_who_wants_its_gpu_whole_and_the_other_way_round(tmp_path: Path) -> None:
+    one, two = "MIG-a", "MIG-b"
+    with ExitStack() as stack:
+        with held([tmp_path], [one], me(), partly=[GPU]):
+            assert Taker(stack, tmp_path).take() == f"{GPU} {os.getpid()}"
+            assert Taker(stack, tmp_path, uuids=one).take() == f"{one} {os.getpid()}"
+            assert Taker(stack, tmp_path, uuids=two).take() == "held"
+            assert {holder.pid for holder in holders([tmp_path], GPU)} == {os.getpid()}
+            with held([tmp_path], [], Holder(pid=1), partly=[GPU]):
+                assert [holder.shared for holder in holders([tmp_path], GPU)] == [False]
+        whole = Taker(stack, tmp_path)
+        assert whole.take() == "held"
+        with pytest.raises(HeldError) as raised, held([tmp_path], [one], me(), partly=[GPU]):
+            raise AssertionError("it is held whole")
+        assert (raised.value.uuid, [holder.pid for holder in raised.value.holders]) == (GPU, [whole.process.pid])
+
+
 #: Takes and lets go of a lock again and again, and tells how often it had it, and how often somebody else had it too.
 AGAIN_AND_AGAIN = """
 import os, sys

@@ -50,6 +50,8 @@ def test_the_inventory_names_every_gpu_by_index_uuid_name_and_memory(nvml: FakeN
             "uuid": uuid(index),
             "name": f"NVIDIA H200 no. {index}",
             "memory_total_bytes": 151_000_000_000 + index,
+            "slices": [],
+            "whole": "",
         }
         for index in range(count)
     ]

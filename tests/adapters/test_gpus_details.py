@@ -158,12 +158,12 @@ def test_a_process_is_told_once_whatever_it_does(nvml: FakeNvml, asked: Asked) -
 
 
 def test_the_slices_of_mig_are_told_with_their_uuids(nvml: FakeNvml, asked: Asked) -> None:
-    nvml.set([FakeGpu(slices=(("MIG-a", 10), ("MIG-b", 20))), FakeGpu()])
+    nvml.set([FakeGpu(slices=(("MIG-a", 10), ("MIG-b", 20)), slice_used_bytes=3), FakeGpu()])
     sliced, whole = gpus(asked)
     assert (whole["mig"], whole["mig_slices"], sliced["mig"]) == (False, [], True)
     assert sliced["mig_slices"] == [
-        {"uuid": "MIG-a", "memory_total_bytes": 10},
-        {"uuid": "MIG-b", "memory_total_bytes": 20},
+        {"index": 0, "uuid": "MIG-a", "memory_total_bytes": 10, "memory_used_bytes": 3},
+        {"index": 1, "uuid": "MIG-b", "memory_total_bytes": 20, "memory_used_bytes": 0},
     ]
     nvml.set([FakeGpu(slices=(("MIG-a", 10),))], ["nvmlDeviceGetMaxMigDeviceCount error 3"])
     assert gpus(asked)[0]["mig_slices"] is None

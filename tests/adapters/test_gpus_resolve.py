@@ -43,11 +43,6 @@ def test_a_whole_uuid_is_itself_even_where_it_begins_another() -> None:
         ([1, 0, 1], host(2), "GPU 1 is named 2 times (1 and 1)"),
         ([0, uuid(0)], host(2), f'GPU 0 is named 2 times (0 and "{uuid(0)}")'),
         (
-            ["MIG-c7"],
-            host(2),
-            'no GPU "MIG-c7": this host has 0-1 (2 x NVIDIA H200); a MIG slice cannot be used, name whole GPUs',
-        ),
-        (
             [5, 0, 0],
             (*host(1), Gpu(index=1, uuid="GPU-b", name="NVIDIA L4", memory_total_bytes=1)),
             "no GPU 5: this host has 0-1 (1 x NVIDIA H200, 1 x NVIDIA L4); GPU 0 is named 2 times (0 and 0)",

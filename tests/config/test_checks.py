@@ -222,6 +222,18 @@ def test_a_unix_socket_in_use_is_found_and_the_port_is_not_asked_for(tmp_path: P
             "found 2 ranks for 1 GPUs, expected one GPU for each rank; write 1",
         ),
         ("gpus = { use = [0, 1, 2, 3], tensor_parallel = 2 }\nengine.args = ['-pp', '2']", None, ""),
+        ("gpus.use = ['MIG-ab']", None, ""),
+        (
+            "gpus = { use = ['MIG-ab'], tensor_parallel = 2 }",
+            None,
+            "found 2 ranks for 1 GPUs, expected one GPU for each rank; write 1",
+        ),
+        (
+            "gpus.use = ['MIG-ab']\nengine.args = ['-pp', '2']",
+            None,
+            "found 1 x 2 (--pipeline-parallel-size) ranks for 1 GPUs, expected one GPU for each rank; "
+            "CUDA shows an engine one MIG slice and nothing beside it",
+        ),
     ],
 )
 def test_every_rank_needs_a_gpu_of_its_own(text: str, count: int | None, rest: str) -> None:

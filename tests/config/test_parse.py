@@ -169,7 +169,17 @@ def test_a_wrong_type_is_told_in_the_words_of_toml_with_the_right_way_to_write_i
         ("[]", f'found [] (array), {USE}; write "none" to run without GPUs'),
         ("[true]", f"found [true] (array), {USE}"),
         ("[-1]", f"found [-1] (array), {USE}"),
-        ('["MIG-ab"]', f'found ["MIG-ab"] (array), {USE}; a MIG slice cannot be used, name whole GPUs'),
+        ('["MIG-GPU-ab/1/0"]', f'found ["MIG-GPU-ab/1/0"] (array), {USE}'),
+        (
+            '["MIG-ab", "MIG-cd"]',
+            'found ["MIG-ab", "MIG-cd"] (array), expected whole GPUs, or one MIG slice by itself; '
+            "CUDA shows an engine one MIG slice and nothing beside it",
+        ),
+        (
+            '[0, "MIG-ab"]',
+            'found [0, "MIG-ab"] (array), expected whole GPUs, or one MIG slice by itself; '
+            "CUDA shows an engine one MIG slice and nothing beside it",
+        ),
         ("[2, 3, 2]", "found [2, 3, 2] (array), expected each GPU once; 2 is there more than once"),
         (
             '["GPU-a", "GPU-a"]',
@@ -200,8 +210,9 @@ def test_gpus_that_are_not_a_choice_say_how_to_choose(written: str, rest: str) -
         ("use = [2], spares = 'all'", f'found "all" (string), {SPARES}'),
         ("use = [2], spares = [4, 4]", "found [4, 4] (array), expected each GPU once; 4 is there more than once"),
         (
-            "use = [2], spares = ['MIG-1']",
-            f'found ["MIG-1"] (array), {SPARES}; a MIG slice cannot be used, name whole GPUs',
+            "use = [2, 3], spares = ['MIG-1']",
+            'found ["MIG-1"] (array), expected whole GPUs, as in gpus.use; '
+            "CUDA shows an engine one MIG slice and nothing beside it",
         ),
     ],
 )

@@ -124,9 +124,13 @@ def test_what_is_not_told_is_a_dash_or_said_and_never_a_zero() -> None:
 
 
 def test_slices_and_a_mode_that_keeps_others_out_are_told_below_their_gpu() -> None:
-    slices = [{"uuid": "MIG-a", "memory_total_bytes": 10 * GIB}, {"uuid": "MIG-b", "memory_total_bytes": None}]
+    slices = [
+        {"uuid": "MIG-a", "memory_total_bytes": 10 * GIB, "configured": True, "in_use": True},
+        {"uuid": "MIG-b", "memory_total_bytes": None},
+        {"uuid": "MIG-c", "memory_total_bytes": 5 * GIB, "configured": True, "in_use": False},
+    ]
     lines = gpu_page(host([gpu(0, mig=True, mig_slices=slices), gpu(1, compute_mode="exclusive-process")]), PIPE)
-    assert lines[2] == "     MIG is on: MIG-a (10.0 GiB), MIG-b (size not told)"
+    assert lines[2] == "     MIG is on: *MIG-a (10.0 GiB), MIG-b (size not told), +MIG-c (5.0 GiB)"
     assert lines[4] == "     compute mode: exclusive-process"
     assert "MIG is on: it has no slices" in "\n".join(gpu_page(host([gpu(0, mig=True)]), PIPE))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mgpu_llm import gpu_json
-from mgpu_llm.adapters.gpus import GpuDetails, GpuProcess, Gpus, HostGpus, owner
+from mgpu_llm.adapters.gpus import GpuDetails, GpuProcess, Gpus, HostGpus, MigSlice, owner
 from mgpu_llm.core.redaction import HIDDEN
 from mgpu_llm.gpu_json import GpuReport
 from tests.ctl.daemons import wait_for
@@ -21,13 +21,16 @@ from tests.ctl.daemons import wait_for
 class OneGpu(Gpus):
     """A host whose one GPU is used by `pids`."""
 
-    def __init__(self, *pids: int, uuid: str | None = "GPU-a") -> None:
+    def __init__(self, *pids: int, uuid: str | None = "GPU-a", slices: tuple[MigSlice, ...] | None = None) -> None:
         self._pids = pids
         self._uuid = uuid
+        self._slices = slices
 
     async def details(self, deadline_s: float = 4) -> HostGpus:  # noqa: ARG002 - the signature is its parent's
         processes = tuple(GpuProcess(pid=pid, used_bytes=1, kind="compute") for pid in self._pids)
-        gpu = GpuDetails(index=0, uuid=self._uuid, name=None, pci=None, lost="", processes=processes)
+        gpu = GpuDetails(
+            index=0, uuid=self._uuid, name=None, pci=None, lost="", processes=processes, mig_slices=self._slices
+        )
         return HostGpus(driver=None, cuda=None, nvml=None, gpus=(gpu,), pairs=())
 
 
@@ -58,6 +61,25 @@ def test_missing_is_what_the_config_names_and_the_driver_does_not_unless_a_gpu_h
 
     assert missing("GPU-a") == ["GPU-b"]
     assert missing(None) == []
+
+
+def test_a_slice_of_the_config_is_marked_with_its_gpu_and_is_not_missing() -> None:
+    slices = tuple(
+        MigSlice(index=at, uuid=name, memory_total_bytes=5, memory_used_bytes=1)
+        for at, name in enumerate(["MIG-a", "MIG-b", None])
+    )
+    document = asyncio.run(
+        GpuReport(OneGpu(slices=slices)).document(1, configured=["MIG-a", "MIG-b"], in_use=["MIG-a"])
+    )
+    (gpu,) = document["gpus"]
+    assert (gpu["configured"], gpu["in_use"], document["missing"]) == (True, True, [])
+    assert [(part["configured"], part["in_use"]) for part in gpu["mig_slices"]] == [
+        (True, True),
+        (True, False),
+        (False, False),
+    ]
+    (other,) = asyncio.run(GpuReport(OneGpu(slices=slices)).document(1, configured=["GPU-b"]))["gpus"]
+    assert (other["configured"], other["in_use"]) == (False, False)
 
 
 def test_a_process_that_is_stuck_is_told_by_its_name_and_waited_for_once(

@@ -110,3 +110,10 @@ def test_variables_that_are_meant_are_well(tmp_path: Path, environ: dict[str, st
     host.has("/sys/class/net/eno1/mtu")
     (told,) = engine.variables(host.system, environ)
     assert told.level == "ok"
+
+
+def test_a_slice_needs_a_vllm_that_takes_its_name() -> None:
+    (old,) = engine.versions(WHOLE, wanted=True, sliced=True)
+    assert (old.level, "a MIG slice needs vLLM 0.24 or later" in old.seen) == ("problem", True)
+    (new,) = engine.versions(replace(WHOLE, vllm="0.24.0"), wanted=True, sliced=True)
+    assert new.level == "ok"

@@ -12,7 +12,7 @@ import pytest
 
 from mgpu_llm.adapters import gpu_locks
 from mgpu_llm.adapters.gpu_locks import Holder
-from mgpu_llm.adapters.gpus import GpuDetails, GpuPair, GpuProcess, HostGpus
+from mgpu_llm.adapters.gpus import GpuDetails, GpuPair, GpuProcess, Gpus, HostGpus, MigSlice
 from mgpu_llm.doctor import gpus
 from mgpu_llm.doctor.finding import Finding
 from mgpu_llm.doctor.gpus import Told
@@ -76,6 +76,46 @@ def test_a_gpu_that_is_ill_is_named_with_its_cure(
     finding = named(of(tmp_path, WELL, ill), name)
     assert finding.level == level
     assert cure in finding.fix
+
+
+class Driver(Gpus):
+    """Tells of two GPUs, of which the second has three slices."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def details(self, deadline_s: float = 4) -> HostGpus:  # noqa: ARG002 - the signature is its parent's
+        slices = tuple(
+            MigSlice(index=at, uuid=f"MIG-{at}", memory_total_bytes=20 << 30, memory_used_bytes=at << 30)
+            for at in range(3)
+        )
+        divided = replace(
+            WELL,
+            index=1,
+            uuid="GPU-1",
+            mig=True,
+            mig_slices=slices,
+            processes=(GpuProcess(pid=1, used_bytes=9, kind="compute"),),
+        )
+        return HostGpus(driver=None, cuda=None, nvml=None, gpus=(WELL, divided), pairs=())
+
+
+def test_a_slice_is_well_with_its_own_memory_unless_vllm_takes_its_number_for_a_gpus(tmp_path: Path) -> None:
+    system = Host(tmp_path).system
+    fine = asyncio.run(gpus.ask(Driver(), ["MIG-1"]))
+    assert (fine.sizes, fine.pairs) == ((20 << 30,), [])
+    found = list(gpus.check(system, fine))
+    assert levels(found) == dict.fromkeys(
+        ["gpus-present", "gpus-recovery", "gpus-ecc", "gpus-slice", "gpus-memory"], "ok"
+    )
+    assert named(found, "gpus-slice").seen == "MIG-1 is slice 1 of GPU 1"
+    beyond = list(gpus.check(system, asyncio.run(gpus.ask(Driver(), ["MIG-0"], ["MIG-2"]))))
+    odd = [finding for finding in beyond if finding.name == "gpus-slice" and finding.level == "warning"]
+    assert [finding.seen[:28] for finding in odd] == ["MIG-2 is slice 2 of GPU 1, a"]
+    assert named(beyond, "gpus-memory").seen.startswith("GPU 1: 2.0 GiB of 20 GiB taken")
+    whole = named(list(gpus.check(system, asyncio.run(gpus.ask(Driver(), [1])))), "gpus-mig")
+    assert whole.seen == "GPU 1 is in MIG mode, with 3 slices, and cannot be used as a whole"
+    assert 'no MIG slice "MIG-f"' in asyncio.run(gpus.ask(Driver(), ["MIG-f"])).misnamed
 
 
 def test_what_a_driver_does_not_tell_is_no_cause_for_a_word(tmp_path: Path) -> None:
@@ -192,7 +232,6 @@ def test_sizes_are_told_of_all_gpus_or_of_none() -> None:
 
 
 def test_without_a_driver_library_nothing_is_told_and_why() -> None:
-    from mgpu_llm.adapters.gpus import Gpus
 
     silent = asyncio.run(gpus.ask(Gpus(), "all"))
     if silent.host is not None:

@@ -188,6 +188,18 @@ def test_device_files_that_are_missing_are_made_by_the_drivers_own_program(tmp_p
     assert all(fix.startswith("docker run --gpus all") for fix in contained)
 
 
+def test_a_slice_is_opened_through_a_file_of_its_own_kind(tmp_path: Path, me: Account) -> None:
+    host = Host(tmp_path)
+    for name in ("nvidia0", "nvidiactl", "nvidia-uvm"):
+        host.has(f"/dev/{name}")
+    problem, _ = devices.check(host.system, me, 1, sliced=True)
+    assert (problem.level, "/dev/nvidia-caps" in problem.seen) == ("problem", True)
+    assert problem.fix.startswith("sudo nvidia-modprobe -f FILE")
+    host.has("/dev/nvidia-caps/nvidia-cap21")
+    (fine,) = devices.check(host.system, me, 1, sliced=True)
+    assert fine.level == "ok"
+
+
 @as_root
 def test_device_files_of_a_group_want_the_user_in_it(reachable: Path, nobody: Account) -> None:
     host = Host(reachable)

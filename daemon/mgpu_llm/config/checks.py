@@ -21,6 +21,7 @@ from mgpu_llm.config.parse import Loaded
 from mgpu_llm.config.problem import ConfigProblem, in_order, quoted
 from mgpu_llm.core.ladder import Heads, splits
 from mgpu_llm.core.launch import environment
+from mgpu_llm.core.slices import ONE_SLICE, is_slice
 
 _ASK_FOR_VLLM: Final = "import importlib.util as i, sys; sys.exit(0 if i.find_spec('vllm') else 3)"
 _ASK_TIMEOUT_S: Final = 20.0
@@ -191,7 +192,8 @@ def _tensor_parallel(loaded: Loaded, count: int | None, heads: Heads) -> Iterato
     most = size if count is None or times is None else count // prod(times.values())
     if most < size:
         ranks = " x ".join([f"{size}", *(f"{number} ({name})" for name, number in (times or {}).items())])
-        hint = _nearest(most, heads) if most else "use more GPUs"
+        one = isinstance(loaded.config.gpus.use, tuple) and is_slice(loaded.config.gpus.use[0])
+        hint = _nearest(most, heads) if most else ONE_SLICE if one else "use more GPUs"
         yield loaded.problem(place, f"{ranks} ranks for {count} GPUs", expected="one GPU for each rank", hint=hint)
     if not splits(size, heads):
         auto = " (the number of GPUs)" if loaded.config.gpus.tensor_parallel == "auto" else ""

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from mgpu_llm.control_api import SOCKET_NAME
 from mgpu_llm.core.remedies import Area
+from mgpu_llm.core.slices import ONE_SLICE, is_slice
 
 #: A Unix socket's path has 107 bytes at most (sockaddr_un.sun_path on Linux, less its closing zero).
 _LONGEST_RUNTIME_DIR: Final = 107 - len(f"/{SOCKET_NAME}")
@@ -83,7 +84,10 @@ def _used_gpus(value: object) -> Literal["all", "none"] | tuple[int | str, ...]:
         return value
     if value == ():
         refuse(USE, hint='write "none" to run without GPUs')
-    return _listed_gpus(value, USE)
+    chosen = _listed_gpus(value, USE)
+    if len(chosen) > 1 and any(is_slice(gpu) for gpu in chosen):
+        refuse("whole GPUs, or one MIG slice by itself", hint=ONE_SLICE)
+    return chosen
 
 
 def _spare_gpus(value: object) -> tuple[int | str, ...]:
@@ -94,8 +98,6 @@ def _listed_gpus(value: object, expected: str) -> tuple[int | str, ...]:
     if not isinstance(value, tuple):
         refuse(expected)
     for gpu in value:
-        if isinstance(gpu, str) and gpu.startswith("MIG-"):
-            refuse(expected, hint="a MIG slice cannot be used, name whole GPUs")
         if isinstance(gpu, bool) or not ((isinstance(gpu, int) and gpu >= 0) or _is_uuid(gpu)):
             refuse(expected)
     twice = [gpu for gpu, count in Counter(value).items() if count > 1]
@@ -105,7 +107,7 @@ def _listed_gpus(value: object, expected: str) -> tuple[int | str, ...]:
 
 
 def _is_uuid(gpu: object) -> bool:
-    return isinstance(gpu, str) and re.fullmatch(r"GPU-[0-9a-f][0-9a-f-]*", gpu) is not None
+    return isinstance(gpu, str) and re.fullmatch(r"(?:GPU|MIG)-[0-9a-f][0-9a-f-]*", gpu) is not None
 
 
 USE: Final = '"all", "none", a list of indices or of UUIDs'

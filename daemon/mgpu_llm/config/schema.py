@@ -36,6 +36,7 @@ from mgpu_llm.config.fields import (
 from mgpu_llm.control_api import DEFAULT_RUNTIME_DIR, DEFAULT_STATE_DIR
 from mgpu_llm.core import ladder
 from mgpu_llm.core.engine_log import Phase
+from mgpu_llm.core.slices import ONE_SLICE, is_slice
 from mgpu_llm.core.stall import DEFAULT_PATIENCE_S
 
 #: All instances of a host reach these, whatever their user and unit; not all of these may write in the first, and a container
@@ -109,6 +110,8 @@ class GpuSettings(Table):
         if isinstance(self.use, str):
             why = f'gpus.use = "{self.use}" leaves none beside it'
             refuse(key="spares", sentence=why, hint="write into gpus.use which GPUs to use, or remove the spares")
+        if len(self.use) > 1 and any(is_slice(gpu) for gpu in self.spares):
+            refuse("whole GPUs, as in gpus.use", key="spares", hint=ONE_SLICE)
         if both := [str(gpu) for gpu in self.spares if gpu in self.use]:
             refuse("GPUs that are not in gpus.use", key="spares", hint=f"remove {', '.join(both)}")
         return self

@@ -112,7 +112,7 @@ def _below(gpu: Mapping[str, Any], page: Page) -> list[str]:
     if gpu["ecc_uncorrected"]:
         words.append("errors of its memory that could not be corrected, since the driver was loaded")
     if gpu["mig"]:
-        parts = [f"{part['uuid']} ({_size(part['memory_total_bytes'])})" for part in gpu["mig_slices"] or ()]
+        parts = [_slice(part) for part in gpu["mig_slices"] or ()]
         words.append(f"MIG is on: {', '.join(parts) or 'it has no slices'}")
     if gpu["compute_mode"] not in (None, "default"):
         words.append(f"compute mode: {gpu['compute_mode']}")
@@ -129,6 +129,12 @@ def _users(gpu: Mapping[str, Any], page: Page) -> list[str]:
         text = plain(f"{int(process['pid'])}  {who}  {kind}{held}  {process['command'] or ''}".rstrip())
         told.append(text if page.width is None else page.cut(text, page.width - INDENT))
     return told
+
+
+def _slice(part: Mapping[str, Any]) -> str:
+    """With its mark; a daemon of an earlier version has none."""
+    mark = _mark({"in_use": False, "configured": False, **part}).strip()
+    return f"{mark}{part['uuid']} ({_size(part['memory_total_bytes'])})"
 
 
 def _size(count_bytes: int | None) -> str:

@@ -14,11 +14,17 @@ SUBJECT: Final = Subject("devices")
 #: What CUDA opens besides the GPUs themselves; the driver makes the second when it is first needed, by a program of root's.
 CONTROL: Final = "/dev/nvidiactl"
 UNIFIED: Final = "/dev/nvidia-uvm"
+#: Of MIG, a file for each slice (NVIDIA's MIG user guide, "Device Nodes and Capabilities").
+CAPABILITIES: Final = "/dev/nvidia-caps"
+OPENED_BY: Final = (
+    "sudo nvidia-modprobe -f FILE for each: find /proc/driver/nvidia/capabilities -path '*/gi*' -name access"
+)
 MADE_BY: Final = {CONTROL: "sudo nvidia-modprobe -c 0", UNIFIED: "sudo nvidia-modprobe -u -c 0"}
 
 
-def check(system: System, who: Account, count: int | None = None) -> Iterator[Finding]:
-    """`count` is how many GPUs NVML tells of, None where it does not. A host without a driver is no matter of this check."""
+def check(system: System, who: Account, count: int | None = None, *, sliced: bool = False) -> Iterator[Finding]:
+    """`count` is how many GPUs NVML tells of, None where it does not; `sliced`: whether a MIG slice is wanted. A host without a
+    driver is no matter of this check."""
     gpus = [f"/dev/{name}" for name in system.names("/dev") if name.removeprefix("nvidia").isdecimal()]
     if not gpus and not system.exists("/proc/driver/nvidia/version"):
         return
@@ -30,6 +36,9 @@ def check(system: System, who: Account, count: int | None = None) -> Iterator[Fi
     if count is not None and 0 < len(gpus) < count:
         seen = f"{len(gpus)} device files for {count} GPUs"
         yield SUBJECT.problem("devices-present", seen, _cure(system, f"sudo nvidia-modprobe -c {count - 1}"))
+    if sliced and not system.names(CAPABILITIES):
+        seen = f"there is nothing in {CAPABILITIES}, through which a MIG slice is opened"
+        yield SUBJECT.problem("devices-present", seen, _cure(system, OPENED_BY))
     yield _access(system, who, [name for name in (*gpus, CONTROL, UNIFIED) if system.exists(name)])
 
 

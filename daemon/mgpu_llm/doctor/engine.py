@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from mgpu_llm.core import slices
 from mgpu_llm.doctor.finding import Finding, Subject, listed
 from mgpu_llm.doctor.system import System
 
@@ -38,8 +39,8 @@ class Installed:
     without_cuda: bool = False
 
 
-def versions(found: Installed, *, wanted: bool) -> Iterator[Finding]:
-    """`wanted`: whether the config uses GPUs."""
+def versions(found: Installed, *, wanted: bool, sliced: bool = False) -> Iterator[Finding]:
+    """`wanted`: whether the config uses GPUs; `sliced`: whether one is a MIG slice."""
     if not found.vllm and not found.torch:
         why = "the command is no Python whose packages could be asked for, or that Python did not answer"
         yield SUBJECT.unknown("engine-versions", why)
@@ -52,6 +53,10 @@ def versions(found: Installed, *, wanted: bool) -> Iterator[Finding]:
     elif found.without_cuda and wanted:
         cure = f'install vLLM and PyTorch for CUDA {_WHERE}; for an engine without GPUs write gpus.use = "none"'
         yield SUBJECT.problem("engine-versions", f"{seen}: this PyTorch is built without CUDA", cure)
+    elif sliced and slices.too_old(found.vllm):
+        yield SUBJECT.problem(
+            "engine-versions", f"{seen}: a MIG slice needs {slices.least_vllm()}", "install a newer vLLM"
+        )
     elif ", " in found.nccl:
         cure = "pip uninstall the one that PyTorch does not ask for (pip check)"
         yield SUBJECT.warning("engine-versions", f"{seen}: there are several NCCLs", cure)

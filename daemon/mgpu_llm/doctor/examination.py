@@ -84,7 +84,11 @@ def _of_the_gpus(patient: Patient, facts: Facts) -> list[Check]:
     count = len(told.host.gpus) if told.host else None
     checks = [
         first,
-        Check(subject=devices.SUBJECT, name="devices-access", work=lambda: devices.check(system, patient.who, count)),
+        Check(
+            subject=devices.SUBJECT,
+            name="devices-access",
+            work=lambda: devices.check(system, patient.who, count, sliced=patient.wants_slice),
+        ),
         Check(subject=gpus.SUBJECT, name="gpus-present", work=lambda: gpus.check(system, told)),
         Check(subject=gpus.SUBJECT, name="gpus-reserved", work=lambda: _reserved(patient, told)),
         Check(subject=fabric.SUBJECT, name="fabric-manager", work=lambda: fabric.check(system, version)),
@@ -130,7 +134,7 @@ def _of_the_config(patient: Patient, facts: Facts) -> list[Check]:
         Check(
             subject=engine.SUBJECT,
             name="engine-versions",
-            work=lambda: engine.versions(facts.installed, wanted=patient.wants_gpus),
+            work=lambda: engine.versions(facts.installed, wanted=patient.wants_gpus, sliced=patient.wants_slice),
         ),
         variables,
         Check(
@@ -151,11 +155,11 @@ def _of_the_model(loaded: Loaded, patient: Patient, facts: Facts) -> list[Check]
     folder = facts.folder
     if folder is None:
         return []
+    hub_id = "" if model.local_path(loaded.config.model.path) is not None else loaded.config.model.path
     tokenizer = not {"--tokenizer", "--skip-tokenizer-init"} & set(loaded.config.engine.args)
     return [
         Check(
             subject=weights.SUBJECT,
-    hub_id = "" if model.local_path(loaded.config.model.path) is not None else loaded.config.model.path
             name="model-weights",
             work=lambda: weights.check(
                 folder, sorted(model.weight_files(folder)), patient.who, tokenizer=tokenizer, hub_id=hub_id

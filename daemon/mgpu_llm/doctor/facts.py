@@ -16,6 +16,7 @@ from mgpu_llm.config import engine_args as options
 from mgpu_llm.config import launching, model
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.core.launch import environment
+from mgpu_llm.core.slices import is_slice
 from mgpu_llm.doctor import gpus, limits
 from mgpu_llm.doctor.account import Account
 from mgpu_llm.doctor.engine import Installed
@@ -43,6 +44,14 @@ class Patient:
     @property
     def wants_gpus(self) -> bool:
         return self.loaded is None or self.loaded.config.gpus.use != "none"
+
+    @property
+    def wants_slice(self) -> bool:
+        """Whether a MIG slice is among what the config names."""
+        if self.loaded is None:
+            return False
+        chosen = self.loaded.config.gpus
+        return any(map(is_slice, (*(chosen.use if isinstance(chosen.use, tuple) else ()), *chosen.spares)))
 
 
 @dataclass(frozen=True, kw_only=True)

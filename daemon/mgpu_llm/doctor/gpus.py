@@ -5,13 +5,14 @@ from __future__ import annotations
 import pwd
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
 from mgpu_llm.adapters import gpu_locks
 from mgpu_llm.adapters.gpus import Gpu, GpuDetails, GpuPair, Gpus, GpusUnobserved, HostGpus, resolve
 from mgpu_llm.core.redaction import argv
+from mgpu_llm.core.slices import is_slice
 from mgpu_llm.doctor.finding import Finding, Subject, gib, listed
 from mgpu_llm.doctor.links import Pair
 from mgpu_llm.doctor.system import System
@@ -22,15 +23,15 @@ LIMIT_S: Final = 12.0
 #: Memory that is taken by no process which the driver names: with less nothing is said.
 UNEXPLAINED_BYTES: Final = 1 << 30
 _LONGEST: Final = 60
-_RESET: Final = "sudo nvidia-smi --gpu-reset -i {index} with nothing on it, or reboot"
 #: From a worker up to mgpud there are three.
 _MOST_PARENTS: Final = 8
+_RESET: Final = "sudo nvidia-smi --gpu-reset -i {index} with nothing on it, or reboot"
 #: By what the driver asks for (recovery.ACTIONS of the adapter), what to do.
 _RECOVERY: Final = {
     "reboot": "sudo reboot",
     "system-reboot": "sudo reboot",
-    "drain-p2p": "stop what uses its peers, then " + _RESET,
     "recover-imex-domain": "recover its IMEX domain (NVIDIA's IMEX guide), or reboot its hosts",
+    "drain-p2p": "stop what uses its peers, then " + _RESET,
 }
 
 
@@ -74,7 +75,13 @@ async def ask(driver: Gpus, use: Literal["all"] | Sequence[int | str], spares: S
     except GpusUnobserved as silence:
         return Told(silence=silence.reason)
     known = [
-        Gpu(index=gpu.index, uuid=gpu.uuid or "", name=gpu.name or "a lost GPU", memory_total_bytes=0)
+        Gpu(
+            index=gpu.index,
+            uuid=gpu.uuid or "",
+            name=gpu.name or "a lost GPU",
+            memory_total_bytes=0,
+            slices=gpu.mig_slices or (),
+        )
         for gpu in host.gpus
     ]
     try:
@@ -84,9 +91,19 @@ async def ask(driver: Gpus, use: Literal["all"] | Sequence[int | str], spares: S
         return Told(host=host, misnamed=str(error))
     return Told(
         host=host,
-        chosen=tuple(host.gpus[gpu.index] for gpu in meant),
-        spares=tuple(host.gpus[gpu.index] for gpu in others),
+        chosen=tuple(_meant(host, gpu) for gpu in meant),
+        spares=tuple(_meant(host, gpu) for gpu in others),
     )
+
+
+def _meant(host: HostGpus, gpu: Gpu) -> GpuDetails:
+    """Of a slice, what is told of its GPU, with its own name and memory; by whom that is taken, nobody tells."""
+    found = host.gpus[gpu.index]
+    for part in found.mig_slices or ():
+        if part.uuid == gpu.uuid:
+            total, used = part.memory_total_bytes, part.memory_used_bytes
+            return replace(found, uuid=part.uuid, memory_total_bytes=total, memory_used_bytes=used, processes=None)
+    return found
 
 
 def check(system: System, told: Told) -> Iterator[Finding]:
@@ -104,6 +121,7 @@ def check(system: System, told: Told) -> Iterator[Finding]:
         yield from _present(told.chosen, len(told.host.gpus))
         for one in (_lost, _recovery, _ecc, _mig, _compute_mode, _persistence):
             yield from one((*told.chosen, *told.spares))
+        yield from _slices((*told.chosen, *told.spares), len(told.host.gpus))
         yield from _memory(system, (*told.chosen, *told.spares))
 
 
@@ -166,9 +184,27 @@ def _ecc(chosen: Sequence[GpuDetails]) -> Iterator[Finding]:
 
 def _mig(chosen: Sequence[GpuDetails]) -> Iterator[Finding]:
     for gpu in chosen:
-        if gpu.mig:
-            seen = f"GPU {gpu.index} is in MIG mode, with {len(gpu.mig_slices or ())} slices, and only whole GPUs can be used"
-            yield SUBJECT.problem("gpus-mig", seen, f"sudo nvidia-smi -i {gpu.index} -mig 0")
+        if gpu.mig and not is_slice(gpu.uuid or ""):
+            seen = f"GPU {gpu.index} is in MIG mode, with {len(gpu.mig_slices or ())} slices, and cannot be used as a whole"
+            cure = f"name a slice in gpus.use (nvidia-smi -L lists them), or sudo nvidia-smi -i {gpu.index} -mig 0"
+            yield SUBJECT.problem("gpus-mig", seen, cure)
+
+
+def _slices(chosen: Sequence[GpuDetails], count: int) -> Iterator[Finding]:
+    """vLLM takes a slice's number on its GPU for the number of a GPU, and ends where there is none of it ("Invalid Argument";
+    platforms/cuda.py, device_control_id_to_physical_device_id, 0.24.0 to 0.32.0; nvml.h, nvmlDeviceGetIndex)."""
+    for gpu in chosen:
+        for part in gpu.mig_slices or ():
+            if part.uuid != gpu.uuid:
+                continue
+            seen = f"{part.uuid} is slice {part.index} of GPU {gpu.index}"
+            if part.index < count:
+                yield SUBJECT.ok("gpus-slice", seen)
+            else:
+                why = f"{seen}, and vLLM (0.24 to 0.32) takes that number for a GPU's, of which there are {count}"
+                yield SUBJECT.warning(
+                    "gpus-slice", why, f"name a slice of a number below {count}: nvidia-smi -L has them"
+                )
 
 
 def _compute_mode(chosen: Sequence[GpuDetails]) -> Iterator[Finding]:
@@ -203,24 +239,6 @@ def _memory(system: System, chosen: Sequence[GpuDetails]) -> Iterator[Finding]:
         yield SUBJECT.ok("gpus-memory", "nobody has memory on them")
 
 
-def _pair(told: GpuPair) -> Pair:
-    if told.nvlink:
-        return Pair(one=told.one, other=told.other, how="nvlink")
-    ways = (told.p2p_read, told.p2p_write)
-    if refused := next((way for way in ways if way not in (None, "ok")), None):
-        return Pair(one=told.one, other=told.other, how="none", why=refused)
-    return Pair(one=told.one, other=told.other, how="unknown" if None in ways else "pcie")
-
-
-def _numbers(gpus: Sequence[GpuDetails]) -> str:
-    return f"GPU{'s' if gpus[1:] else ''} {listed([str(gpu.index) for gpu in gpus], 16)}"
-
-
-def _user(system: System, pid: int) -> str:
-    try:
-        return pwd.getpwuid(system.path(f"/proc/{pid}").stat().st_uid).pw_name
-    except (OSError, KeyError):
-        return ""
 def _freed(system: System, gpu: GpuDetails) -> Iterator[str]:
     """How it gets free. Whom to kill is said only where it is certain who that is, and that nobody begins it anew."""
     pids = {process.pid: process for process in gpu.processes or ()}
@@ -252,3 +270,21 @@ def _is_supervised(system: System, pid: int) -> bool:
     return False
 
 
+def _pair(told: GpuPair) -> Pair:
+    if told.nvlink:
+        return Pair(one=told.one, other=told.other, how="nvlink")
+    ways = (told.p2p_read, told.p2p_write)
+    if refused := next((way for way in ways if way not in (None, "ok")), None):
+        return Pair(one=told.one, other=told.other, how="none", why=refused)
+    return Pair(one=told.one, other=told.other, how="unknown" if None in ways else "pcie")
+
+
+def _numbers(gpus: Sequence[GpuDetails]) -> str:
+    return f"GPU{'s' if gpus[1:] else ''} {listed([str(gpu.index) for gpu in gpus], 16)}"
+
+
+def _user(system: System, pid: int) -> str:
+    try:
+        return pwd.getpwuid(system.path(f"/proc/{pid}").stat().st_uid).pw_name
+    except (OSError, KeyError):
+        return ""

@@ -18,7 +18,8 @@ next call on, also for a call that blocks meanwhile. Until the first set() there
   <call> is NVML's own name; without a _v2 or _v3 it stands for each version of the call.
 - A GPU with `lost` or `reset_required` answers every call with error 15 or 16. It stays so for a process that has noticed,
   as with the real driver, until NVML is initialised anew there.
-- `slices`, (UUID, bytes) each, turn MIG on.
+- `slices`, (UUID, bytes) each, turn MIG on; of the first `slice_used_bytes` are used. A slice is found by its UUID, has its GPU's
+  processes, and tells no utilisation.
 - calls() tells who called what; text that set() cannot say is for write(), by the grammar in control.h.
 """
 
@@ -58,7 +59,8 @@ _Processes = tuple[tuple[int, int | None], ...]
 class FakeGpu:
     """One GPU of the fake driver. `uuid` None takes the library's own (asked.uuid); a process is (pid, bytes or None: not
     told), and one that both computes and draws is in `processes` and in `graphics`. `recovery` and `compute_mode` are
-    numbers of nvml.h; `recovery` None is not told. `slices` are MIG's, as (UUID, bytes)."""
+    numbers of nvml.h; `recovery` None is not told. `slices` are MIG's, as (UUID, bytes), of which the first has
+    `slice_used_bytes` in use."""
 
     name: str = "NVIDIA H200"
     uuid: str | None = None
@@ -77,6 +79,7 @@ class FakeGpu:
     compute_mode: int = 0
     recovery: int | None = 0
     slices: tuple[tuple[str, int], ...] = ()
+    slice_used_bytes: int = 0
     lost: bool = False
     reset_required: bool = False
 
@@ -89,7 +92,11 @@ class FakeGpu:
         words += [f"compute-mode {self.compute_mode} recovery {_told(self.recovery)}"]
         words += [f"proc {pid} {_told(used)}" for pid, used in self.processes]
         words += [f"graphics {pid} {_told(used)}" for pid, used in self.graphics]
-        words += [f"slice {uuid} {size}" for uuid, size in self.slices]
+        used = [f"slice-used {self.slice_used_bytes}"] if self.slice_used_bytes else []
+        words += [
+            " ".join([f"slice {uuid} {size}", *(used if at == 0 else ())])
+            for at, (uuid, size) in enumerate(self.slices)
+        ]
         words += [f"uuid {self.uuid}"] if self.uuid else []
         words += ["lost"] if self.lost else []
         words += ["reset-required"] if self.reset_required else []

@@ -67,13 +67,21 @@ static int lost(const world *now, int index) {
     return gone[index];
 }
 
-int enter_slice(const char *call, device d, const gpu **found, const slice **part) {
+device slice_of(device d, unsigned place) { return &devices[MAX_GPUS + (d - devices) * MAX_SLICES + place]; }
+
+device whole_of(device d) {
     long at = d - devices - MAX_GPUS;
+    return at < 0 || at >= MAX_GPUS * MAX_SLICES ? NULL : &devices[at / MAX_SLICES];
+}
+
+int enter_slice(const char *call, device d, const gpu **found, const slice **part) {
+    device whole = whole_of(d);
     *part = NULL;
-    if (at < 0 || at >= MAX_GPUS * MAX_SLICES) return enter_device(call, d, found);
-    int code = enter_device(call, &devices[at / MAX_SLICES], found);
-    if (!code && at % MAX_SLICES >= (*found)->slice_count) return NOT_FOUND;
-    if (!code) *part = &(*found)->slices[at % MAX_SLICES];
+    if (!whole) return enter_device(call, d, found);
+    int code = enter_device(call, whole, found);
+    long place = d - slice_of(whole, 0);
+    if (!code && place >= (*found)->slice_count) return NOT_FOUND;
+    if (!code) *part = &(*found)->slices[place];
     return code;
 }
 

@@ -27,6 +27,8 @@ int enter_initialised(const char *call, const world **now);
 int enter_search(const char *call, int index, const world **now); /* for GPU `index`, or NO_GPU */
 int enter_device(const char *call, device d, const gpu **found);
 int enter_slice(const char *call, device d, const gpu **found, const slice **part); /* part: NULL for a whole GPU */
+device slice_of(device d, unsigned place); /* the handle of a slice of a whole GPU */
+device whole_of(device d);                 /* the GPU that a slice is of; NULL for anything else */
 int enter_pair(const char *call, device d, device peer, const gpu **found);
 
 #endif

@@ -103,6 +103,9 @@ static void parse_gpu(world *w, char *rest) {
             slice *s = &g->slices[g->slice_count++];
             copy(s->uuid, sizeof s->uuid, value(&rest, key));
             s->total = number(&rest, key);
+        } else if (!strcmp(key, "slice-used")) {
+            if (!g->slice_count) die("\"slice-used\" without a slice before it");
+            g->slices[g->slice_count - 1].used = number(&rest, key);
         } else die("gpu: unknown key \"%s\"", key);
     }
     for (int peer = 0; peer < MAX_GPUS; peer++) {

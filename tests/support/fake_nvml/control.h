@@ -14,7 +14,7 @@
  * Keys of a gpu, each with its value: uuid pci total used reserved util power limit temperature, ecc and persistence (0 or 1),
  * ecc-errors, compute-mode (an nvmlComputeMode_t), recovery (an nvmlDeviceGpuRecoveryAction_t, or "unknown"), proc and
  * graphics (a process that computes, or draws: pid and bytes, or pid and "unknown"), slice (a MIG slice: UUID and
- * bytes), lost and reset-required (no value), name (the rest of the line). GPUs are numbered from 0 without a gap.
+ * bytes), slice-used (of the slice before it), lost and reset-required (no value), name (the rest of the line). GPUs are numbered from 0 without a gap.
  * A file that cannot be understood aborts the process: a test must not pass on a typing error.
  */
 #ifndef CONTROL_H
@@ -31,7 +31,7 @@ enum { ANY_GPU = -1, NO_GPU = -2, BLOCK = -1, NOT_TOLD = -1 };
 
 typedef unsigned long long u64;
 typedef struct { unsigned pid; u64 used; unsigned gpu_instance, compute_instance; } process; /* nvmlProcessInfo_t */
-typedef struct { char uuid[64]; u64 total; } slice;
+typedef struct { char uuid[64]; u64 total, used; } slice;
 typedef struct {
     int known, lost; /* lost: 0, or the nvmlReturn_t of every call */
     int recovery;    /* an nvmlDeviceGpuRecoveryAction_t, or NOT_TOLD */

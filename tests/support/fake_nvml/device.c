@@ -45,8 +45,15 @@ PUBLIC int nvmlDeviceGetMigDeviceHandleByIndex(device d, unsigned index, device 
     int code = enter_device("nvmlDeviceGetMigDeviceHandleByIndex", d, &g);
     if (code) return code;
     if (index >= g->slice_count) return NOT_FOUND;
-    *found = &devices[MAX_GPUS + (d - devices) * MAX_SLICES + index];
+    *found = slice_of(d, index);
     return OK;
+}
+PUBLIC int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device d, device *whole) {
+    const gpu *g;
+    const slice *s;
+    int code = enter_slice("nvmlDeviceGetDeviceHandleFromMigDeviceHandle", d, &g, &s);
+    if (!code) *whole = whole_of(d);
+    return code ?: (s ? OK : INVALID_ARGUMENT);
 }
 
 typedef struct { /* nvmlFieldValue_t */
@@ -70,7 +77,8 @@ PUBLIC int nvmlDeviceGetFieldValues(device d, int count, field_value *values) {
 /* count: in, the room in found; out, how many there are. */
 static int processes(const char *call, device d, unsigned *count, process *found, int kind) {
     const gpu *g;
-    int code = enter_device(call, d, &g);
+    const slice *s;
+    int code = enter_slice(call, d, &g, &s); /* of a slice, all of its GPU's */
     if (code) return code;
     unsigned room = *count;
     *count = 0;

@@ -108,12 +108,21 @@ PUBLIC int nvmlDeviceGetHandleByIndex(unsigned index, device *found) {
     return nvmlDeviceGetHandleByIndex_v2(index, found);
 }
 
-PUBLIC int nvmlDeviceGetHandleByUUID(const char *uuid, device *found) {
-    const world *now;
+/* The slice of that UUID, or -1; a whole GPU's is none. */
+static int place_of(const gpu *g, const char *uuid) {
+    for (unsigned i = 0; i < g->slice_count; i++)
+        if (!strcmp(g->slices[i].uuid, uuid)) return (int)i;
+    return -1;
+}
+PUBLIC int nvmlDeviceGetHandleByUUID(const char *uuid, device *found) { /* of a GPU or of a slice */
+    const world *now = look();
     int index = 0;
-    for (now = look(); index < now->gpu_count && strcmp(now->gpus[index].uuid, uuid); index++) {}
+    while (index < now->gpu_count && strcmp(now->gpus[index].uuid, uuid) && place_of(&now->gpus[index], uuid) < 0) index++;
+    int place = index < now->gpu_count ? place_of(&now->gpus[index], uuid) : -1;
     int code = enter_search("nvmlDeviceGetHandleByUUID", index, &now);
-    return find(code ?: (index < now->gpu_count ? OK : NOT_FOUND), now, index, found);
+    code = find(code ?: (index < now->gpu_count ? OK : NOT_FOUND), now, index, found);
+    if (!code && place >= 0) *found = slice_of(*found, (unsigned)place);
+    return code;
 }
 PUBLIC int nvmlDeviceGetHandleByPciBusId_v2(const char *pci, device *found) {
     const world *now;
@@ -124,10 +133,12 @@ PUBLIC int nvmlDeviceGetHandleByPciBusId_v2(const char *pci, device *found) {
 
 /* ---- NVML's own names: one GPU ---- */
 
-PUBLIC int nvmlDeviceGetIndex(device d, unsigned *index) {
+PUBLIC int nvmlDeviceGetIndex(device d, unsigned *index) { /* of a slice: among those of its GPU (nvml.h) */
     const gpu *g;
-    *index = (unsigned)(d - devices);
-    return enter_device("nvmlDeviceGetIndex", d, &g);
+    const slice *s;
+    device whole = whole_of(d);
+    *index = (unsigned)(d - (whole ? slice_of(whole, 0) : devices));
+    return enter_slice("nvmlDeviceGetIndex", d, &g, &s);
 }
 PUBLIC int nvmlDeviceGetMinorNumber(device d, unsigned *minor) {
     const gpu *g;
@@ -161,7 +172,7 @@ PUBLIC int nvmlDeviceGetMemoryInfo(device d, memory_v1 *m) { /* counts the drive
     int code = enter_slice("nvmlDeviceGetMemoryInfo", d, &g, &s);
     if (code) return code;
     m->total = s ? s->total : g->total;
-    m->used = s ? 0 : g->used + g->reserved;
+    m->used = s ? s->used : g->used + g->reserved;
     m->free = m->total - m->used;
     return OK;
 }
@@ -173,7 +184,7 @@ PUBLIC int nvmlDeviceGetMemoryInfo_v2(device d, memory_v2 *m) {
     if (m->version != (sizeof *m | 2u << 24)) return ARGUMENT_VERSION_MISMATCH;
     m->total = s ? s->total : g->total;
     m->reserved = s ? 0 : g->reserved;
-    m->used = s ? 0 : g->used;
+    m->used = s ? s->used : g->used;
     m->free = m->total - m->used - m->reserved;
     return OK;
 }

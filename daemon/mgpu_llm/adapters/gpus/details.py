@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from mgpu_llm.adapters.gpus import bus, recovery
 from mgpu_llm.adapters.gpus.session import Questions, Session, if_told, memory
-from mgpu_llm.adapters.gpus.told import GpuDetails, GpuPair, GpuProcess, MigSlice
+from mgpu_llm.adapters.gpus.slices import slices
+from mgpu_llm.adapters.gpus.told import GpuDetails, GpuPair, GpuProcess
 
 #: nvml.h, nvmlComputeMode_t; 1, exclusive to a thread, is no longer supported.
 _COMPUTE_MODES: Final = {0: "default", 1: "exclusive-thread", 2: "prohibited", 3: "exclusive-process"}
@@ -27,8 +28,6 @@ _P2P: Final = {
 }
 #: nvml.h, NVML_P2P_CAPS_INDEX_READ, which pynvml has as a tuple (13.615.71).
 _READ: Final = 0
-#: NVML's code of a place in which there is no MIG slice: not found.
-_EMPTY: Final = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,15 +133,12 @@ def _settings(nvml: Any, gpu: Questions, handle: object) -> dict[str, Any]:
     ask = _asking(gpu, handle)
     ecc, mig = ask(nvml.nvmlDeviceGetEccMode), ask(nvml.nvmlDeviceGetMigMode)
     mode, persistence = ask(nvml.nvmlDeviceGetComputeMode), ask(nvml.nvmlDeviceGetPersistenceMode)
-    slices: tuple[MigSlice, ...] | None = None
-    if mig is not None:
-        slices = _slices(nvml, gpu, handle) if mig[0] else ()
     return {
         "power_limit_mw": ask(nvml.nvmlDeviceGetEnforcedPowerLimit),
         "ecc": None if ecc is None else bool(ecc[0]),
         "ecc_uncorrected": _ecc_errors(nvml, gpu, handle) if ecc and ecc[0] else None,
         "mig": None if mig is None else bool(mig[0]),
-        "mig_slices": slices,
+        "mig_slices": None if mig is None else slices(nvml, gpu.told, handle),
         "compute_mode": None if mode is None else _COMPUTE_MODES.get(mode, f"unknown-{mode}"),
         "persistence": None if persistence is None else bool(persistence),
     }
@@ -156,27 +152,6 @@ def _ecc_errors(nvml: Any, gpu: Questions, handle: object) -> int | None:
     """Since the driver was loaded: those of earlier lives are mended, or the GPU would be out of service."""
     kind, since = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
     return gpu.told(lambda: int(nvml.nvmlDeviceGetTotalEccErrors(handle, kind, since)))
-
-
-def _slices(nvml: Any, gpu: Questions, handle: object) -> tuple[MigSlice, ...] | None:
-    places = gpu.told(lambda: nvml.nvmlDeviceGetMaxMigDeviceCount(handle))
-    if places is None:
-        return None
-
-    def at(place: int) -> Any:
-        try:
-            return nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, place)
-        except nvml.NVMLError as error:
-            if error.value != _EMPTY:
-                raise
-            return None
-
-    found = [part for place in range(places) if (part := gpu.told(partial(at, place))) is not None]
-    sizes = [gpu.told(partial(memory, nvml, part)) for part in found]
-    return tuple(
-        MigSlice(uuid=gpu.told(partial(nvml.nvmlDeviceGetUUID, part)), memory_total_bytes=size and size.total)
-        for part, size in zip(found, sizes, strict=True)
-    )
 
 
 def _processes(nvml: Any, gpu: Questions, handle: object) -> tuple[GpuProcess, ...] | None:

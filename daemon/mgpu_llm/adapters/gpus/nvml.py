@@ -1,11 +1,13 @@
 """What the daemon asks NVML again and again: as few questions as will do. All of it blocks, in the driver's thread."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import combinations
 from typing import Any
 
 from mgpu_llm.adapters.gpus import recovery
 from mgpu_llm.adapters.gpus.session import Questions, Session, if_told, memory
+from mgpu_llm.adapters.gpus.slices import slices
 from mgpu_llm.adapters.gpus.told import Gpu, GpuHealth, GpuReading, GpusUnobserved
 
 
@@ -49,30 +51,34 @@ class Nvml:
                 uuid=nvml.nvmlDeviceGetUUID(handle),
                 name=nvml.nvmlDeviceGetName(handle),
                 memory_total_bytes=memory(nvml, handle).total,
+                slices=slices(nvml, partial(if_told, nvml), handle) or (),
             )
 
     def _read(self, uuid: str, with_processes: bool) -> GpuReading:
         with self._session.open(f'read GPU "{uuid}"') as nvml:
-            handle, index = self._session.find(nvml, uuid)
-            utilisation = if_told(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
-            processes = None
+            place = self._session.find(nvml, uuid)
+            handle = place.handle
+            utilisation = power = processes = None
+            if not place.sliced:
+                utilisation = if_told(nvml, lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
+                power = if_told(nvml, lambda: nvml.nvmlDeviceGetPowerUsage(handle))
             if with_processes:
                 processes = if_told(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses_v3(handle))
             held = memory(nvml, handle)
             return GpuReading(
                 uuid=uuid,
-                index=index,
+                index=place.index,
                 memory_used_bytes=held.used,
                 memory_total_bytes=held.total,
                 utilisation_percent=None if utilisation is None else utilisation.gpu,
-                power_mw=if_told(nvml, lambda: nvml.nvmlDeviceGetPowerUsage(handle)),
+                power_mw=power,
                 processes=None if processes is None else tuple((p.pid, p.usedGpuMemory) for p in processes),
             )
 
     def _linked(self, one: str, other: str) -> bool:
         doing = f'tell whether NVLink joins GPU "{one}" and GPU "{other}"'
         with self._session.open(doing) as nvml:
-            handles = [self._session.find(nvml, uuid)[0] for uuid in (one, other)]
+            handles = [self._session.find(nvml, uuid).whole for uuid in (one, other)]
             status = if_told(nvml, lambda: nvml.nvmlDeviceGetP2PStatus(*handles, nvml.NVML_P2P_CAPS_INDEX_NVLINK))
             if status is None or status == nvml.NVML_P2P_STATUS_UNKNOWN:
                 raise GpusUnobserved(f"cannot {doing}: the driver does not say")
@@ -80,7 +86,7 @@ class Nvml:
 
     def _address(self, uuid: str) -> str:
         with self._session.open(f'tell the PCI address of GPU "{uuid}"') as nvml:
-            return str(nvml.nvmlDeviceGetPciInfo(self._session.find(nvml, uuid)[0]).busId)
+            return str(nvml.nvmlDeviceGetPciInfo(self._session.find(nvml, uuid).whole).busId)
 
     def _health(self, nvml: Any, uuid: str) -> GpuHealth:
         gpu = Questions(nvml, self._session)
@@ -88,7 +94,7 @@ class Nvml:
         action = None
         if found is not None:
             # What only a GPU that works can answer; then what every driver answers that knows the question.
-            gpu.told(lambda: memory(nvml, found[0]))
-            action = gpu.told(lambda: recovery.action(nvml, found[0]))
+            gpu.told(lambda: memory(nvml, found.handle))
+            action = gpu.told(lambda: recovery.action(nvml, found.whole))
         wanted = action if action is not None and action != recovery.ACTIONS[0] else ""
         return GpuHealth(uuid=uuid, lost=gpu.lost, recovery_action=wanted)

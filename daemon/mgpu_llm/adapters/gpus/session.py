@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mgpu_llm.adapters.gpus import recovery
 from mgpu_llm.adapters.gpus.told import GpusUnobserved
+from mgpu_llm.core.slices import is_slice
 
 T = TypeVar("T")
 
@@ -20,6 +22,16 @@ _CURES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """NVML's handle of a GPU or a MIG slice, and index and handle of the whole GPU."""
+
+    handle: Any
+    index: int
+    whole: Any
+    sliced: bool
+
+
 class Session:
     """NVML, initialised when it is first wanted, and again after any error: a lost GPU stays lost to the session that lost
     it."""
@@ -27,8 +39,8 @@ class Session:
     def __init__(self) -> None:
         self._initialised = False
         self._stale = False
-        #: By UUID, for as long as NVML stays initialised: its handle and index, which it looks up among all GPUs.
-        self._handles: dict[str, tuple[Any, int]] = {}
+        #: By UUID, for as long as NVML stays initialised, which looks it up among all GPUs.
+        self._places: dict[str, Place] = {}
 
     @contextlib.contextmanager
     def open(self, doing: str) -> Iterator[Any]:
@@ -48,12 +60,15 @@ class Session:
                 self._end(nvml)
             raise GpusUnobserved(reason) from error
 
-    def find(self, nvml: Any, uuid: str) -> tuple[Any, int]:
-        """Its handle and index."""
-        if uuid not in self._handles:
-            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
-            self._handles[uuid] = (handle, nvml.nvmlDeviceGetIndex(handle))
-        return self._handles[uuid]
+    def find(self, nvml: Any, uuid: str) -> Place:
+        """Where a GPU is, or a MIG slice."""
+        if uuid not in self._places:
+            handle = whole = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            if sliced := is_slice(uuid):
+                whole = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+            # A slice's own index counts the slices of its GPU (nvml.h, nvmlDeviceGetIndex).
+            self._places[uuid] = Place(handle, nvml.nvmlDeviceGetIndex(whole), whole, sliced)
+        return self._places[uuid]
 
     def spoil(self) -> None:
         """A GPU has failed in a call that tells of the others all the same: the next one starts afresh."""
@@ -61,7 +76,7 @@ class Session:
 
     def _end(self, nvml: Any) -> None:
         self._initialised = self._stale = False
-        self._handles = {}
+        self._places = {}
         with contextlib.suppress(nvml.NVMLError):
             nvml.nvmlShutdown()
 

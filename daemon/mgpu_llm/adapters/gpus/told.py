@@ -4,18 +4,38 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MigSlice:
+    """A part of a GPU that is a GPU of its own to programs; `index` is its number on that GPU."""
+
+    index: int
+    uuid: str | None
+    memory_total_bytes: int | None
+    memory_used_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Gpu:
-    """One whole GPU. `index` is NVML's, in PCI bus order: CUDA counts so only under CUDA_DEVICE_ORDER=PCI_BUS_ID."""
+    """One GPU as an engine is given it: a whole one, or a MIG slice of one. `index` is NVML's of the whole, in PCI bus order:
+    CUDA counts so only under CUDA_DEVICE_ORDER=PCI_BUS_ID. A whole one that is divided has `slices`; a slice has in `whole` the
+    UUID of the GPU that it is of, and that one's name."""
 
     index: int
     uuid: str
     name: str
     memory_total_bytes: int
+    slices: tuple[MigSlice, ...] = ()
+    whole: str = ""
+
+    @property
+    def entry(self) -> str:
+        """What stands for it in CUDA_VISIBLE_DEVICES: CUDA knows slices by their UUIDs alone."""
+        return self.uuid if self.whole else str(self.index)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuReading:
-    """What one GPU does now; None is "not observed", never zero.
+    """What one GPU does now; None is "not observed", never zero. Of a MIG slice the memory and the processes are its own, `index`
+    is its GPU's, and utilisation and power are not observed: NVML tells of neither in MIG mode.
 
     `memory_used_bytes` leaves out what the driver keeps for itself (NVML's v2 call, drivers from 510 on); an older
     driver cannot tell the two apart and its figure holds both. `processes` are the compute processes as (pid, bytes).
@@ -50,14 +70,6 @@ class GpuProcess:
     pid: int
     used_bytes: int | None
     kind: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MigSlice:
-    """A part of a GPU that is a GPU of its own to programs."""
-
-    uuid: str | None
-    memory_total_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
