@@ -175,3 +175,34 @@ def test_what_the_config_gives_the_engine_counts_too(tmp_path: Path) -> None:
     file = config(tmp_path, 'gpus.use = "none"\nengine.env.LD_PRELOAD = "/lib/other.so"\n')
     (told,) = [finding for finding in found_in(file) if finding.name == "engine-environment"]
     assert "/lib/other.so" in told.seen
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look as another user")
+def test_the_engines_python_is_run_as_its_user_and_never_as_root(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    python, ran = tmp_path / "python3", tmp_path / "ran"
+    python.write_text(f"#!/bin/sh\nid -u >> {ran}\nexit 1\n")
+    python.chmod(0o755)
+    ran.write_text("")
+    ran.chmod(0o666)
+    file = config(tmp_path, 'gpus.use = "none"\n')
+    file.write_text(file.read_text().replace(sys.executable, str(python)))
+    who = account.account("nobody")
+    asyncio.run(examine(Patient(loaded=parse.load(file), who=who, environ=os.environ), Gpus()))
+    assert set(ran.read_text().split()) == {str(who.uid)}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look as another user")
+def test_an_environment_that_is_closed_to_the_engines_user_is_a_problem(tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    python = closed / "python3"
+    python.symlink_to(sys.executable)
+    file = config(tmp_path, 'gpus.use = "none"\n')
+    file.write_text(file.read_text().replace(f'"{sys.executable}"', f'"{python}"'))
+    patient = Patient(loaded=parse.load(file), who=account.account("nobody"), environ=os.environ)
+    (problem,) = [found for found in asyncio.run(examine(patient, Gpus())) if found.name == "engine-access"]
+    assert (problem.level, problem.seen) == ("problem", f"nobody may not run {python}")

@@ -26,6 +26,8 @@ from mgpu_llm.core.slices import ONE_SLICE, is_slice
 _ASK_FOR_VLLM: Final = "import importlib.util as i, sys; sys.exit(0 if i.find_spec('vllm') else 3)"
 _ASK_TIMEOUT_S: Final = 20.0
 _NO_VLLM: Final = 3
+#: By number: the user, its group, and all groups that it is in.
+User = tuple[int, int, tuple[int, ...]]
 
 
 def check(
@@ -36,13 +38,14 @@ def check(
     gpu_bytes: Sequence[int] = (),
     engine_runs: bool = False,
     engine_starts: bool = True,
+    run_as: User | None = None,
 ) -> tuple[ConfigProblem, ...]:
     """All problems: those the config was loaded with, and what does not fit this host.
 
     `environ` is what the engine inherits. `gpu_count` is how many GPUs gpus.use turned out to be, None where nobody
     counted, and `gpu_bytes` what each of them has, where anybody knows. `engine_runs`: our own engine serves already, so
     its port is not free by right. Without `engine_starts` nobody asks whether there is an engine and where it could listen,
-    and nothing is connected to or started.
+    and nothing is connected to or started. `run_as` is who runs the engine's Python, None for ourselves.
 
     What seems wrong with a table that has problems already is left out, as is everything where a file is missing.
     Connects to the engine's port (1 s at most) and starts engine.python once (20 s at most).
@@ -51,7 +54,7 @@ def check(
         return loaded.problems
     found = [
         *_model(loaded),
-        *(_engine(loaded, environ) if engine_starts else ()),
+        *(_engine(loaded, environ, run_as) if engine_starts else ()),
         *argument_problems(loaded),
         *(_address(loaded) if engine_starts and not engine_runs else ()),
         *_runtime_folder(loaded),
@@ -113,7 +116,7 @@ def _local_model(loaded: Loaded, folder: Path) -> Iterator[ConfigProblem]:
         yield loaded.problem(place, f"{failed}: its {file}: {error}", hint="fetch the model anew")
 
 
-def _engine(loaded: Loaded, environ: Mapping[str, str]) -> Iterator[ConfigProblem]:
+def _engine(loaded: Loaded, environ: Mapping[str, str], run_as: User | None) -> Iterator[ConfigProblem]:
     engine = loaded.config.engine
     key = "command" if engine.command or not engine.python else "python"
     try:
@@ -122,12 +125,13 @@ def _engine(loaded: Loaded, environ: Mapping[str, str]) -> Iterator[ConfigProble
         hint = "" if engine.command or engine.python else "set engine.python to the Python of vLLM's environment"
         yield loaded.problem(("engine", key), f"cannot find the engine: {error}", hint=hint)
         return
-    if engine.python and _lacks_vllm(command[0], environment(environ, to_base_launch(loaded.config, None))):
+    whole = environment(environ, to_base_launch(loaded.config, None))
+    if engine.python and _lacks_vllm(command[0], whole, run_as):
         found = f"cannot find the engine: {quoted(engine.python)} has no module vllm"
         yield loaded.problem(("engine", key), found, hint="write the Python of the environment that vLLM is in")
 
 
-def _lacks_vllm(python: str, environ: Mapping[str, str]) -> bool:
+def _lacks_vllm(python: str, environ: Mapping[str, str], run_as: User | None) -> bool:
     """Whether a Python says that it has no vllm. One that says nothing, or fails otherwise, is given its chance."""
     try:
         asked = subprocess.run(
@@ -139,6 +143,9 @@ def _lacks_vllm(python: str, environ: Mapping[str, str]) -> bool:
             stderr=subprocess.DEVNULL,
             timeout=_ASK_TIMEOUT_S,
             check=False,
+            user=None if run_as is None else run_as[0],
+            group=None if run_as is None else run_as[1],
+            extra_groups=None if run_as is None else run_as[2],
         )
     except (OSError, subprocess.TimeoutExpired):
         return False

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from mgpu_llm.adapters.host.program import RunAs
+
 #: Under whom the unit runs.
 SERVICE: Final = "mgpu-llm"
 LIMIT_S: Final = 4.0
@@ -41,6 +43,13 @@ class Account:
     @property
     def group_names(self) -> list[str]:
         return sorted(_group(gid) for gid in self.groups)
+
+
+def other(who: Account) -> RunAs | None:
+    """As whom a program of that user's is to be run: None as ourselves, where that is the same user or where we may not."""
+    if who.uid == os.geteuid() or os.geteuid() != 0:
+        return None
+    return RunAs(uid=who.uid, gid=who.gid, groups=who.groups)
 
 
 def account(name: str | None) -> Account:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from mgpu_llm.core import slices
+from mgpu_llm.doctor import account
+from mgpu_llm.doctor.account import Account
 from mgpu_llm.doctor.finding import Finding, Subject, listed
 from mgpu_llm.doctor.system import System
 
@@ -30,13 +32,15 @@ _SWITCHES: Final = {
 @dataclass(frozen=True, kw_only=True)
 class Installed:
     """What the engine's Python has, "" where it does not tell. `cuda` is what PyTorch was built for: "" also for a build
-    without; `without_cuda` says that it is one."""
+    without; `without_cuda` says that it is one. `program` is the first word of
+    the engine's command, by its absolute path."""
 
     vllm: str = ""
     torch: str = ""
     nccl: str = ""
     cuda: str = ""
     without_cuda: bool = False
+    program: str = ""
 
 
 def versions(found: Installed, *, wanted: bool, sliced: bool = False) -> Iterator[Finding]:
@@ -62,6 +66,15 @@ def versions(found: Installed, *, wanted: bool, sliced: bool = False) -> Iterato
         yield SUBJECT.warning("engine-versions", f"{seen}: there are several NCCLs", cure)
     else:
         yield SUBJECT.ok("engine-versions", seen)
+
+
+def access(found: Installed, who: Account) -> Iterator[Finding]:
+    """Whether the user may run it: an environment in the home folder of root's is closed to others."""
+    if not found.program or (may := account.access(who, [Path(found.program)])) is None or "x" in may[0]:
+        return
+    seen = f"{who.name} may not run {found.program}"
+    cure = f"namei -lx {found.program} shows what is closed; an environment below /opt is open to all"
+    yield SUBJECT.problem("engine-access", seen, cure)
 
 
 def variables(system: System, environ: Mapping[str, str]) -> Iterator[Finding]:

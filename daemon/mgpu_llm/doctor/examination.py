@@ -136,6 +136,7 @@ def _of_the_config(patient: Patient, facts: Facts) -> list[Check]:
             name="engine-versions",
             work=lambda: engine.versions(facts.installed, wanted=patient.wants_gpus, sliced=patient.wants_slice),
         ),
+        Check(subject=engine.SUBJECT, name="engine-access", work=lambda: engine.access(facts.installed, patient.who)),
         variables,
         Check(
             subject=ports.SUBJECT,
@@ -145,7 +146,7 @@ def _of_the_config(patient: Patient, facts: Facts) -> list[Check]:
         Check(
             subject=settings.SUBJECT,
             name="config",
-            work=lambda: settings.check(loaded, facts.environ, facts.told.sizes if facts.told else None),
+            work=lambda: settings.check(loaded, facts.environ, facts.told.sizes if facts.told else None, patient.who),
             limit_s=CONFIG_S,
         ),
     ]

@@ -12,12 +12,13 @@ from typing import Final
 from mgpu_llm.adapters.engine.aside import aside
 from mgpu_llm.adapters.gpus import Gpus
 from mgpu_llm.adapters.host import engine_cuda, engine_versions
+from mgpu_llm.adapters.host.program import RunAs
 from mgpu_llm.config import engine_args as options
 from mgpu_llm.config import launching, model
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.core.launch import environment
 from mgpu_llm.core.slices import is_slice
-from mgpu_llm.doctor import gpus, limits
+from mgpu_llm.doctor import account, gpus, limits
 from mgpu_llm.doctor.account import Account
 from mgpu_llm.doctor.engine import Installed
 from mgpu_llm.doctor.gpus import Told
@@ -81,7 +82,7 @@ async def gather(patient: Patient, nvml: Gpus) -> Facts:
     use = "all" if loaded is None else loaded.config.gpus.use
     told, found, folder = await asyncio.gather(
         _told(nvml, use, () if loaded is None else loaded.config.gpus.spares),
-        aside(lambda: _installed(loaded, environ, whole), ENGINE_S),
+        aside(lambda: _installed(loaded, environ, whole, account.other(patient.who)), ENGINE_S),
         aside(lambda: _model_folder(loaded, environ), DISK_S),
     )
     size = await aside(lambda: model.weights_bytes(loaded.config, environ), DISK_S) if loaded and folder else None
@@ -121,14 +122,17 @@ def _model_folder(loaded: Loaded | None, environ: Mapping[str, str]) -> Path | N
     return folder if folder is not None and folder.is_dir() else None
 
 
-def _installed(loaded: Loaded | None, environ: Mapping[str, str], whole: Mapping[str, str]) -> Installed:
+def _installed(
+    loaded: Loaded | None, environ: Mapping[str, str], whole: Mapping[str, str], run_as: RunAs | None
+) -> Installed:
+    """What can be written by whom the engine runs as is not run as root."""
     if loaded is None:
         return Installed()
     try:
         command = launching.engine_command(loaded.config.engine, environ)
     except OSError:
         return Installed()
-    found, built = engine_versions.versions(command, whole), engine_cuda.built(command, whole)
+    found, built = engine_versions.versions(command, whole, run_as), engine_cuda.built(command, whole, run_as)
     return Installed(
         vllm=found.get("vllm", ""),
         torch=found.get("torch", ""),

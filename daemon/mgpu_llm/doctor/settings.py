@@ -10,16 +10,23 @@ from mgpu_llm.config import checks
 from mgpu_llm.config.fitting import weight_problems
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.config.problem import render
+from mgpu_llm.doctor import account
+from mgpu_llm.doctor.account import Account
 from mgpu_llm.doctor.finding import Finding, Subject
 
 SUBJECT: Final = Subject("config")
 
 
-def check(loaded: Loaded, environ: Mapping[str, str], gpu_bytes: Sequence[int] | None) -> Iterator[Finding]:
+def check(
+    loaded: Loaded, environ: Mapping[str, str], gpu_bytes: Sequence[int] | None, who: Account | None = None
+) -> Iterator[Finding]:
     """`environ` is what the engine inherits; `gpu_bytes` what each GPU of the config has, None where nobody tells of them. Starts
-    the engine's Python once, 20 s at most. Who has the port is told elsewhere, and which files of weights are broken."""
+    the engine's Python once, 20 s at most, as `who` if that is somebody else. Who has the port is told elsewhere, and which files
+    of weights are broken."""
     count = None if gpu_bytes is None else len(gpu_bytes)
-    found = checks.check(loaded, environ, gpu_count=count, gpu_bytes=gpu_bytes or (), engine_runs=True)
+    other = None if who is None else account.other(who)
+    run_as = None if other is None else (other.uid, other.gid, other.groups)
+    found = checks.check(loaded, environ, gpu_count=count, gpu_bytes=gpu_bytes or (), engine_runs=True, run_as=run_as)
     elsewhere = set(weight_problems(loaded, environ)) if loaded.complete else set()
     problems = [problem for problem in found if problem not in elsewhere]
     for problem in problems:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from mgpu_llm.adapters.host.engine_versions import python_of
-from mgpu_llm.adapters.host.program import Unanswered, ask
+from mgpu_llm.adapters.host.program import RunAs, Unanswered, ask
 
 LIMIT_S: Final = 5.0
 #: torch/version.py is a file of assignments, written when PyTorch is built (torch 1.0 to 2.13).
@@ -30,14 +30,15 @@ class Built:
     hip: str
 
 
-def built(command: Sequence[str], environment: Mapping[str, str]) -> Built | None:
+def built(command: Sequence[str], environment: Mapping[str, str], run_as: RunAs | None = None) -> Built | None:
     """None where nobody tells: `command` is no Python's, there is no PyTorch, or no answer within five seconds. `environment` is
     the engine's, whole. Blocks, and where the disk is stuck for ever. Raises nothing."""
     try:
         python = python_of(command, environment)
         if not python:
             return None
-        said = json.loads(ask([*python, "-c", _ASKED], limit_s=LIMIT_S, environment=environment).splitlines()[-1])
+        answer = ask([*python, "-c", _ASKED], limit_s=LIMIT_S, environment=environment, run_as=run_as)
+        said = json.loads(answer.splitlines()[-1])
         return Built(cuda=str(said["cuda"] or ""), hip=str(said["hip"] or ""))
     except (OSError, ValueError, LookupError, TypeError, Unanswered):
         return None

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from mgpu_llm.adapters.host.program import Unanswered, ask
+from mgpu_llm.adapters.host.program import RunAs, Unanswered, ask
 
 LIMIT_S: Final = 5.0
 #: By what is told, the distributions that may hold it. vLLM is published under several names, one for each platform; where
@@ -54,7 +54,7 @@ print(json.dumps({what: [version(name) for name in names] for what, names in wan
 """
 
 
-def versions(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:
+def versions(command: Sequence[str], environment: Mapping[str, str], run_as: RunAs | None = None) -> dict[str, str]:
     """The versions of "vllm", "torch" and "nccl" that `command` will run on, as in {"vllm": "0.32.0", "torch":
     "2.13.0+cu130", "nccl": "2.28.9"}; of several NCCLs all, as in "2.27.5, 2.28.9".
 
@@ -67,7 +67,8 @@ def versions(command: Sequence[str], environment: Mapping[str, str]) -> dict[str
         python = python_of(command, environment)
         if not python:
             return {}
-        said = ask([*python, "-c", _ASKED, json.dumps(DISTRIBUTIONS)], limit_s=LIMIT_S, environment=environment)
+        words = [*python, "-c", _ASKED, json.dumps(DISTRIBUTIONS)]
+        said = ask(words, limit_s=LIMIT_S, environment=environment, run_as=run_as)
         # The last line: whatever the environment runs at Python's start (sitecustomize, *.pth) may print before it.
         found = json.loads(said.splitlines()[-1])
         told = {what: [version for version in found[what] if isinstance(version, str)] for what in DISTRIBUTIONS}

@@ -5,6 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunAs:
+    """Another user, by numbers: what root lets a program be run as that is not root's own."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
 
 
 class Unanswered(Exception):  # noqa: N818 - a state of knowledge, as gpus.GpusUnobserved
@@ -12,10 +22,15 @@ class Unanswered(Exception):  # noqa: N818 - a state of knowledge, as gpus.GpusU
 
 
 def ask(
-    argv: Sequence[str], *, limit_s: float, most_bytes: int = 4 << 20, environment: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    *,
+    limit_s: float,
+    most_bytes: int = 4 << 20,
+    environment: Mapping[str, str] | None = None,
+    run_as: RunAs | None = None,
 ) -> str:
-    """What it prints, if it ends with 0; run in `environment`, or in ours, but always in English. Raises Unanswered. After
-    `limit_s` it is killed, which may wait for ever where it is stuck in the kernel."""
+    """What it prints, if it ends with 0; run in `environment`, or in ours, but always in English, and as another user where
+    `run_as` says so. Raises Unanswered. After `limit_s` it is killed, which may wait for ever where it is stuck in the kernel."""
     try:
         done = subprocess.run(
             argv,
@@ -24,6 +39,9 @@ def ask(
             timeout=limit_s,
             check=False,
             env={**(os.environ if environment is None else environment), "LC_ALL": "C"},
+            user=None if run_as is None else run_as.uid,
+            group=None if run_as is None else run_as.gid,
+            extra_groups=None if run_as is None else run_as.groups,
         )
     except FileNotFoundError:
         raise Unanswered(f"there is no {argv[0]}") from None
