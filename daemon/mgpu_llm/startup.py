@@ -112,5 +112,7 @@ async def _found(
     if isinstance(found, ConfigProblem):
         raise CannotStartError(BAD_CONFIG, render([*problems, found]))
     if problems:
-        raise CannotStartError(BAD_CONFIG, render(problems))
+        # Whoever mends the config is not to learn of the driver only then.
+        silence = f"\n{found.reason}" if isinstance(found, GpusUnobserved) and loaded.complete else ""
+        raise CannotStartError(BAD_CONFIG, render(problems) + silence)
     return found

@@ -46,7 +46,7 @@ def test_a_thread_that_runs_in_one_place_outside_of_all_known_waits_may_work_in_
     resting = (gpu(utilisation_percent=0), gpu("GPU-b", utilisation_percent=0))
     world.watch(60.0, lambda _: world.look(gpus=resting))
     assert isinstance(world.state, Killing)
-    assert any("71 (VLLM::Worker_TP) runs outside of all known waits" in seen for seen in world.last_diagnosis.evidence)
+    assert any("perhaps at work in native code: 71 (VLLM::Worker_TP)" in seen for seen in world.last_diagnosis.evidence)
     assert seconds_to_the_verdict_of((stack(71, state="S"),), resting) < seconds_to_the_verdict_of(
         (repacking,), resting
     )

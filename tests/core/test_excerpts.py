@@ -152,10 +152,10 @@ def test_the_first_of_several_cascades_stands() -> None:
 
 def test_what_may_matter_later_is_told_with_the_diagnosis_once_and_only_the_first_few() -> None:
     ulimit = "WARNING 11-24 22:08:01 [x.py:255] Found ulimit of {} and failed to automatically increase with error x"
-    lines = tuple(ulimit.format(number) for number in (20000, 20000, 1, 2, 3, 4, 5))
+    lines = tuple(ulimit.format(number) for number in (4096, 4096, 1, 2, 3, 4, 5, 20000))
     found = excerpts.diagnose(Excerpt(row="", cause="", phase=excerpts.PHASES["boot"], origin="", lines=lines))
     assert found.cause == "engine-exited"
-    assert found.evidence == tuple(f"the engine may open {number} files only" for number in (20000, 1, 2, 3, 4))
+    assert found.evidence == tuple(f"the engine may open {number} files only" for number in (4096, 1, 2, 3, 4))
 
 
 def test_lines_of_the_kernel_name_a_cause_and_other_lines_of_the_kernel_do_not() -> None:

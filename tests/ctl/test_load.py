@@ -60,7 +60,7 @@ def test_a_load_on_eight_gpus_fits_80_by_24_with_the_next_prompt(tmp_path: Path)
         "  Attempt: 1 on rung base, pid 4711, 12 processes",
         "    Phase: weights 38 %, 120 MB/s, about 9 min left",
         "    Quiet: nothing has moved for 2.2 s; after 8 s a stall is suspected",
-        "   Phases:                   TOOK               USUALLY     PATIENCE",
+        "   Phases:                   TOOK               USUALLY     QUIET AT MOST",
         "           boot              22 s               21 s        1 min",
         "           distributed-init  6.2 s              6.0 s       35 s (learnt)",
         "           weights           3 min 23 s so far  9 min       8 s",
@@ -81,6 +81,16 @@ def test_behind_a_pipe_each_gpu_has_its_line_and_its_whole_uuid(tmp_path: Path) 
     page = piped(tmp_path, LOADING)
     assert all(f" {gpu.uuid}  " in page for gpu in EIGHT_GPUS)
     assert "GPUs: GPU-0a2b3c4d-7d1e-4b6f-9a5c-0123456789ab  1.0 of 80 GiB   100 % busy\n" in page
+
+
+def test_gpus_are_called_as_the_config_calls_them_where_that_is_known(tmp_path: Path) -> None:
+    named = tuple(replace(gpu, entry=str(number)) for number, gpu in enumerate(EIGHT_GPUS))
+    assert f"GPUs: GPU 0  1.0 of 80 GiB   100 % busy  {named[0].uuid}\n" in piped(
+        tmp_path, replace(LOADING, gpus=named)
+    )
+    page = on_terminal(tmp_path, replace(LOADING, gpus=named)).text
+    assert "GPUs: GPU 0    1.0/80 GiB 100 % busy" in page
+    assert named[0].uuid not in page
 
 
 def test_gpus_that_a_short_name_does_not_tell_apart_keep_their_whole_uuid(tmp_path: Path) -> None:

@@ -52,6 +52,14 @@ def test_a_folder_that_cannot_be_made_is_a_remark_and_no_problem(tmp_path: Path)
     assert err.count("\n") == 1
 
 
+def test_a_driver_that_cannot_be_asked_is_told_beside_the_problems_of_the_config(tmp_path: Path) -> None:
+    settings = {"gpus.use": [0, 1], "model.path": "/no/such/model", "gpus.tensor_parallel": None}
+    code, _, err = check(FakeSetup(folder=tmp_path, settings=settings))
+    first, last = err.strip().splitlines()
+    assert (code, "model.path" in first) == (78, True)
+    assert last.startswith("cannot list the GPUs: ")
+
+
 def test_a_reader_who_has_left_changes_neither_the_answer_nor_what_else_is_said(tmp_path: Path) -> None:
     setup = FakeSetup(folder=tmp_path)
     setup.state_dir.mkdir()

@@ -46,7 +46,11 @@ def main() -> int:
         print(why, file=sys.stderr)
         return os.EX_TEMPFAIL
     setup.write()
-    print(f"config: {setup.config_file}\nstatus: MGPU_LLM_SOCKET={setup.socket} {MGPUCTL} status", flush=True)
+    print(
+        f"config: {setup.config_file}\nin another terminal, for mgpuctl status and the rest:\n"
+        f"  export MGPU_LLM_SOCKET={setup.socket} PATH={MGPUCTL.parent}:$PATH",
+        flush=True,
+    )
     # Ctrl-C reaches the whole foreground group: the daemon ends the engine, and we wait for the daemon.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     daemon = subprocess.Popen([MGPUD, "--config", setup.config_file], preexec_fn=_default_interrupt)
@@ -58,7 +62,7 @@ def main() -> int:
         asked = subprocess.run(
             [MGPUCTL, "--socket", setup.socket, "status"], check=False, capture_output=True, text=True
         )
-        print(f"{clear}asked: {PROMPT}\nanswered: {answer}\n{asked.stdout}", flush=True)
+        print(f"{clear}asked: {PROMPT}\nanswered (nonsense: the weights are random): {answer}\n{asked.stdout}", flush=True)
     status = daemon.wait()
     keep_recordings(setup)
     shutil.rmtree(setup.folder)

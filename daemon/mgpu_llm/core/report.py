@@ -68,6 +68,7 @@ def status(state: State, policy: Policy, at: float, identity: Identity) -> Statu
                 used_bytes=gpu.used_bytes,
                 utilisation_percent=gpu.utilisation_percent,
                 total_bytes=gpu.total_bytes,
+                entry=next((entry for entry, uuid in policy.uuids.items() if uuid == gpu.uuid), ""),
             )
             for gpu in (heart.gpus if heart else ())
         ),

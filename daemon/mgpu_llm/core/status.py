@@ -15,12 +15,14 @@ class Count:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuStatus:
-    """One GPU of the launch as last seen. Bytes and percent; None is "not observed"."""
+    """One GPU of the launch as last seen. Bytes and percent; None is "not observed". `entry` is what the engine calls it in
+    CUDA_VISIBLE_DEVICES, mostly its index; "" where that is not known."""
 
     uuid: str
     used_bytes: int
     utilisation_percent: int | None
     total_bytes: int | None = None
+    entry: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ def _why_it_proves_nothing(before: StacksTaken, look: StacksTaken, *, gpus_spin:
         # Whoever stopped it may let it go on: a debugger, a snapshot, a paused container.
         return f"{', '.join(stopped)} is stopped; kill -CONT or a thawed container lets it go on"
     if not gpus_spin and (running := stacks.running(before.stacks, look.stacks)):
-        return f"{', '.join(running)} runs outside of all known waits: it may work in native code"
+        return f"not known to wait for anything, so perhaps at work in native code: {', '.join(running)}"
     return before.unobserved or look.unobserved
 
 

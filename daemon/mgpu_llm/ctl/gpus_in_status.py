@@ -18,7 +18,10 @@ def gpu_lines(status: Status, page: Page, indent: int) -> list[str]:
     gpus = status.gpus
     if len(gpus) > ONE_A_LINE and page.width is not None and page.width - indent >= TWO_WIDTH:
         return _two_a_line(gpus) + unobserved(status)
-    return columns([(gpu.uuid, memory(gpu), busy(gpu)) for gpu in gpus]) + unobserved(status)
+    named = all(gpu.entry for gpu in gpus)
+    names = [(f"GPU {gpu.entry}", gpu.uuid) if named else (gpu.uuid,) for gpu in gpus]
+    rows = [(name, memory(gpu), busy(gpu), *uuid) for (name, *uuid), gpu in zip(names, gpus, strict=True)]
+    return columns(rows) + unobserved(status)
 
 
 def unobserved(status: Status) -> list[str]:
@@ -28,7 +31,10 @@ def unobserved(status: Status) -> list[str]:
 
 
 def short_names(gpus: Sequence[GpuStatus], *, prefix: bool) -> list[str]:
-    """Their UUIDs up to the second dash, "GPU-1a2b3c4d" or "1a2b3c4d", as long as that tells them apart."""
+    """As the config calls them, "GPU 2"; where that is not known, their UUIDs up to the second dash, "GPU-1a2b3c4d" or
+    "1a2b3c4d", as long as that tells them apart."""
+    if all(gpu.entry for gpu in gpus):
+        return [plain(f"GPU {gpu.entry}") for gpu in gpus]
     names = ["-".join(gpu.uuid.split("-")[:2] if prefix else gpu.uuid.split("-")[1:2]) for gpu in gpus]
     return [plain(name) for name in (names if len({*names, ""}) > len(names) else [gpu.uuid for gpu in gpus])]
 

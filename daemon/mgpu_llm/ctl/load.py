@@ -29,7 +29,7 @@ def progress(status: Status) -> list[str]:
 def steps(status: Status) -> str:
     """Where it has come to, in words that change in steps: with a clock in them every question would be news."""
     words = [status.state]
-    if status.state in ("starting", "ready"):
+    if status.state in ("checking", "starting", "ready"):
         words += [f"attempt {status.attempt} on rung {status.rung}"]
     if status.state == "starting":
         words += [status.phase, *progress(status)]
@@ -51,7 +51,7 @@ def phases_table(status: Status, page: Page) -> list[str]:
     if not status.phases:
         return []
     seen = any(phase.usual_s is not None for phase in status.phases)  # not so on this host's first start of the model
-    heads = ("", "TOOK", *(("USUALLY",) if seen else ()), "PATIENCE")
+    heads = ("", "TOOK", *(("USUALLY",) if seen else ()), "QUIET AT MOST")
     rows = [(phase.name, _took(phase), *((usual(phase),) if seen else ()), patience(phase)) for phase in status.phases]
     head, *table = columns([heads, *rows])
     lines = [page.paint(head, dim=True)]
