@@ -52,9 +52,9 @@ def held(loaded: Loaded, plan: Plan, config_file: Path) -> Iterator[None]:
 
 def remarks(loaded: Loaded, plan: Plan) -> tuple[str, ...]:
     """A sentence for each GPU that somebody holds now: this config's own instance, or another, which is in the way unless both
-    share."""
+    share. Before that, where nothing can be reserved by this user, why."""
     own, shared = str(plan.runtime_dir.resolve()), loaded.config.gpus.shared
-    found = list[str]()
+    found = [*_unusable(_folders(loaded))] if plan.uuids else []
     for name, uuid in plan.uuids.items():
         others = gpu_locks.holders(_folders(loaded), uuid)
         mine = [holder for holder in others if holder.runtime_dir == own]
@@ -66,6 +66,13 @@ def remarks(loaded: Loaded, plan: Plan) -> tuple[str, ...]:
             ends = "" if may else f"; until that ends, mgpud ends with exit status {TRY_AGAIN}"
             found.append(f"GPU {name}: {in_words(strangers)}{ends}")
     return tuple(found)
+
+
+def _unusable(folders: list[Path]) -> Iterator[str]:
+    why = {folder: "no such folder" if not folder.is_dir() else "this user may not write there" for folder in folders}
+    if not any(folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) for folder in folders):
+        told = "; ".join(f"'{folder}': {reason}" for folder, reason in why.items())
+        yield f"GPUs cannot be reserved, and other instances may take them ({told}); set gpus.lock_dirs"
 
 
 def _names(plan: Plan) -> dict[str, str]:

@@ -13,6 +13,7 @@ from tests.daemon.lives import LIMIT_S, Life, remains
 from tests.support.daemons import MGPUD
 from tests.support.fake_nvml import FakeGpu, FakeNvml
 from tests.support.fake_nvml.asked import uuid
+from tests.support.fake_setup import FakeSetup
 
 
 @pytest.fixture
@@ -23,8 +24,12 @@ def locks(tmp_path: Path) -> dict[str, object]:
 
 
 def check(life: Life, nvml: FakeNvml) -> tuple[int, list[str]]:
+    return checked(life.setup, nvml)
+
+
+def checked(setup: FakeSetup, nvml: FakeNvml) -> tuple[int, list[str]]:
     """The exit status and the remarks of a --check of this config."""
-    command = [str(MGPUD), "--config", str(life.setup.config_file), "--check"]
+    command = [str(MGPUD), "--config", str(setup.config_file), "--check"]
     environ = {**os.environ, **nvml.environment()}
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=environ)
     return done.returncode, done.stderr.splitlines()
@@ -92,3 +97,16 @@ def test_a_hostile_lock_file_is_named_with_what_to_do_and_a_missing_folder_only_
     (told,) = missing.told("gpus.locks-unusable")
     assert "GPUs are not reserved: other instances may take them; set gpus.lock_dirs" in told
     assert missing.stop() == 0
+
+
+def test_a_check_says_that_gpus_cannot_be_reserved(nvml: FakeNvml, tmp_path: Path) -> None:
+    nvml.set([FakeGpu()] * 2)
+    folders = [str(tmp_path / "no"), str(tmp_path / "file")]
+    (tmp_path / "file").touch()
+    settings = {"gpus.use": [0], "gpus.tensor_parallel": None, "gpus.lock_dirs": folders}
+    setup = FakeSetup(folder=tmp_path, settings=settings)
+    setup.write()
+    status, told = checked(setup, nvml)
+    why = f"'{folders[0]}': no such folder; '{folders[1]}': no such folder"
+    assert status == 0
+    assert f"remark: GPUs cannot be reserved, and other instances may take them ({why}); set gpus.lock_dirs" in told
