@@ -126,11 +126,20 @@ def test_where_every_transport_hangs_for_long_none_works() -> None:
     assert transport(checked, AS_LAUNCHED).detail.endswith("; and no other came back either")
 
 
-def test_where_every_transport_fails_each_is_told_with_its_error() -> None:
+def test_where_every_transport_fails_in_its_own_way_each_is_told_with_its_error() -> None:
     text = "NCCL error in: ProcessGroupNCCL.cpp:1, unhandled system error\nncclSystemError: System call failed.\nLast error:\nno"
-    checked = check({"at": "all_reduce", "do": "raise", "kind": "DistBackendError", "text": text})
+    fails: Fault = {"at": "all_reduce", "do": "raise", "kind": "DistBackendError"}
+    checked = check({**fails, "text": text, "unless": NO_P2P}, {**fails, "text": "NCCL: no host memory"})
     assert works(checked) == {AS_LAUNCHED: False, "p2p-off": False, "p2p-and-shm-off": False}
-    assert {each.detail for each in checked.transports} == {"rank 0: ncclSystemError: no"}
+    assert [each.detail for each in checked.transports] == [
+        "rank 0: ncclSystemError: no",
+        *["rank 0: NCCL: no host memory"] * 2,
+    ]
+
+
+def test_a_sum_that_is_wrong_by_every_transport_is_told_as_such() -> None:
+    checked = check({"at": "all_reduce", "do": "wrong"})
+    assert works(checked) == {AS_LAUNCHED: False, "p2p-off": False, "p2p-and-shm-off": False}
 
 
 def test_a_wrong_sum_counts_as_broken() -> None:

@@ -7,6 +7,7 @@ import asyncio
 import sys
 import time
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -23,6 +24,17 @@ from tests.adapters.test_preflight import (
     gpus,
     preflight,
     works,
+)
+
+#: As PyTorch 2 puts NCCL's errors (torch/csrc/distributed/c10d/NCCLUtils.cpp), the last of which is NCCL's own last warning.
+SMALL_SHM: Final = (
+    "NCCL error in: ProcessGroupNCCL.cpp:1, unhandled system error (run with NCCL_DEBUG=INFO for details)\n"
+    "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.\nLast error:\n"
+    "Error while creating shared memory segment /dev/shm/nccl-kqTZxM (size 9637888), error: No space left on device (28)"
+)
+NO_INTERFACE: Final = (
+    "NCCL error in: ProcessGroupNCCL.cpp:1, invalid usage\nncclInvalidUsage: This usually reflects invalid usage.\n"
+    "Last error:\nBootstrap : no socket interface found"
 )
 
 
@@ -57,13 +69,38 @@ def test_where_every_transport_hangs_and_the_time_is_short_nothing_is_known() ->
         ),
         ({"at": "meet", "do": "raise", "kind": "DistStoreError", "text": "disk full", "gpu": 0}, "rank 0: disk full"),
         ({"at": "all_reduce", "do": "die", "number": 9, "gpu": 1}, "rank 1: ended by SIGKILL"),
+        ({"at": "all_reduce", "do": "die", "number": 7, "gpu": 1}, "rank 1: ended by SIGBUS"),
+        ({"at": "all_reduce", "do": "raise", "kind": "DistBackendError", "text": SMALL_SHM}, "rank 0: ncclSystemError"),
+        (
+            {"at": "all_reduce", "do": "raise", "kind": "DistBackendError", "text": NO_INTERFACE},
+            "rank 0: ncclInvalidUsage: Bootstrap : no socket interface found",
+        ),
     ],
-    ids=["no-torch", "driver", "all-alike", "no-memory", "no-memory-in-nccl", "no-meeting", "killed"],
+    ids=[
+        "no-torch",
+        "driver",
+        "all-alike",
+        "no-memory",
+        "no-memory-in-nccl",
+        "no-meeting",
+        "killed",
+        "bus-error",
+        "small-shm",
+        "same-by-all-transports",
+    ],
 )
 def test_what_says_nothing_of_gpus_and_transports_is_no_verdict_on_them(fault: Fault, why: str) -> None:
     checked = check(fault)
     assert (checked.transports, checked.gpus, checked.pairs) == ((), {}, {})
     assert checked.unobserved.startswith(why)
+
+
+def test_a_driver_that_fails_one_rank_late_is_no_verdict_on_the_others_gpus() -> None:
+    fails: Fault = {"at": "context", "do": "raise", "kind": "RuntimeError", "text": "CUDA error: unknown error"}
+    checked = check({"at": "context", "do": "sleep", "s": 1.0, "gpu": 2}, fails, count=3)
+    assert (checked.gpus, checked.unobserved) == ({}, "rank 0: CUDA error: unknown error")
+    one = check({"at": "context", "do": "hang", "gpu": 1}, {**fails, "gpu": 0}, deadline_s=1.5)
+    assert one.gpus == {}, "nobody has come through alone"
 
 
 def test_gpus_that_cuda_does_not_see_are_no_verdict() -> None:

@@ -67,6 +67,10 @@ def of_all(
     pairs: Mapping[tuple[str, str], str],
 ) -> Checked:
     """`hung` are the transports that do not come back, and for how long they have not."""
+    errors = {trial.error() for trial in trials}
+    if len(trials) > 1 and len(errors) == 1 and "" not in errors:
+        # Whatever that is, it does not lie between the GPUs: an engine hears it too, and says it better than "none works".
+        return Checked(unobserved=trials[0].why())
     return Checked(transports=tuple(_transport(trial, best, hung) for trial in trials), pairs=pairs)
 
 

@@ -13,7 +13,8 @@ from mgpu_llm.adapters.preflight.program import Message, Program
 from mgpu_llm.adapters.preflight.trial import ON_ONE_GPU, Trial
 from mgpu_llm.core.preflight import AS_LAUNCHED, Checked
 
-COPIES: Final = "copies"
+#: No transport is called so: names of rungs have no blanks.
+COPIES: Final = "copies between GPUs"
 POLL_S: Final = 0.1
 #: A pass of ours that took longer says that the host stood still, not that the GPUs did.
 LONGEST_PASS_S: Final = 1.0
@@ -117,7 +118,6 @@ class Examination:
         """Everything that is known now, and what is worth another moment."""
         own, best = trials[0], next((trial for trial in trials if trial.passed), None)
         hung = {trial.name: self._age(trial) for trial in trials if self._hung(trial, trials)}
-        copies = self.copies.found(self.entries, self.now, late=best is not None and not own.passed)
         nccl: Mapping[tuple[str, str], str] = {}
         try:
             if best is not None:
@@ -127,12 +127,13 @@ class Examination:
                     await self.learn(
                         lambda: not self._direct or self.copies.done or self.now - since >= self.patience.copies_s
                     )
-                    copies = self.copies.found(self.entries, self.now, late=False)
                 elif len(self.entries) > 2:
                     self.kill([best])
                     nccl = await rounds.pairs(self, best.took_s)
         except OverError:
             pass
+        # Only now: the launch's own may have passed at the last moment, and then a copy that takes long is only slow.
+        copies = self.copies.found(self.entries, self.now, late=best is not None and not own.passed)
         return answer.of_all(trials, best, hung, {**nccl, **copies})
 
     async def _measure(self, best: Trial, trials: Iterable[Trial]) -> None:

@@ -17,22 +17,26 @@ _NOBODYS: Final = re.compile(
     r"out of memory|cannot allocate memory|busy or unavailable|re-initialize CUDA|invalid device ordinal|no CUDA-capable"
     r"|CUBLAS_STATUS_(?:ALLOC_FAILED|NOT_INITIALIZED)|system not yet initialized|driver version is insufficient"
     r"|driver/library version mismatch|forward compatibility|too many open files"
-    r"|resource temporarily unavailable",
+    r"|resource temporarily unavailable"
+    # A /dev/shm that is too small: the engine says so itself, and what cures it is no other transport.
+    r"|no space left|shared memory segment|failed to extend /dev/shm",
     re.IGNORECASE,
 )
 _OF_A_GPU: Final = re.compile(r"CUDA error|CUDA driver error|CUBLAS_STATUS_|cuDNN", re.IGNORECASE)
 _OF_NCCL: Final = re.compile(r"NCCL|CUDA error|CUDA driver error|Cuda failure")
+_NUMBERS: Final = re.compile(r"\b(?:0x)?[0-9a-f]*\d[0-9a-f]*\b|/dev/shm/\S+")
 _LAST_WORD: Final = re.compile(r"(?P<code>nccl[A-Z]\w+):.*?Last error: (?P<why>.+)")
-#: Deaths of its own making. Any other was somebody's doing: the kernel's without memory, an admin's.
-_CRASHES: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
+#: Deaths of its own making. Any other was somebody's doing: the kernel's without memory, also in /dev/shm (SIGBUS), an admin's.
+_CRASHES: Final = (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
 
 class Failure(NamedTuple):
-    """`proven`: it says something of the GPUs, or of what is between them."""
+    """`proven`: it says something of the GPUs, or of what is between them. `raised`: an engine would be told the same."""
 
     stage: str
     why: str
     proven: bool
+    raised: bool = False
 
 
 @dataclass(kw_only=True)
@@ -96,7 +100,10 @@ class Trial:
         if self.passed or self.failed_at is None:
             return False
         said = set(self.failures) | {rank for rank, stage in self.stages.items() if stage == "passed"}
-        return len(said) == len(self.devices) or at - self.failed_at >= self.settled_s
+        if len(said) == len(self.devices):
+            return True
+        # Whether it is the GPU's fault or the driver's shows once another has come through, or has failed too.
+        return at - self.failed_at >= self.settled_s and not (self._fail_alone() and not self._witnessed())
 
     def settled(self, at: float) -> bool:
         return self.passed or self.failed(at)
@@ -115,17 +122,31 @@ class Trial:
         return bool(found) and all(failed.proven and failed.stage in BETWEEN_GPUS for failed in found)
 
     def broken_gpus(self) -> dict[int, str]:
-        """By device, what it fails at all by itself. None where several fail at once and alike: that is the driver's doing."""
-        found = {rank: each for rank, each in self.failures.items() if each.proven and each.stage in ON_ONE_GPU}
-        whys = {each.why for each in found.values()}
-        if len(found) > 1 and len(found) == len(self.devices) and len(whys) == 1:
+        """By device, what it fails at all by itself. None of several where none has come through: that is the driver's doing, or
+        the host's."""
+        if len(self.devices) > 1 and not self._witnessed():
             return {}
-        return {self.devices[rank]: each.why for rank, each in found.items()}
+        return {self.devices[rank]: each.why for rank, each in self._fail_alone().items()}
+
+    def _fail_alone(self) -> dict[int, Failure]:
+        return {rank: each for rank, each in self.failures.items() if each.proven and each.stage in ON_ONE_GPU}
+
+    def _witnessed(self) -> bool:
+        """Whether one of the GPUs has come through all by itself."""
+        return any(stage in ("alone", *BETWEEN_GPUS) for stage in self.stages.values())
 
     def why(self) -> str:
         """What kept it from passing, in the words of the ranks; the proven ones last, as the others may explain them."""
-        found = sorted(self.failures.items(), key=lambda item: (item[1].proven, item[0]))
-        return f"rank {found[0][0]}: {found[0][1].why}" if found else ""
+        first = self._first()
+        return f"rank {first[0]}: {first[1].why}" if first else ""
+
+    def _first(self) -> tuple[int, Failure] | None:
+        return min(self.failures.items(), key=lambda item: (item[1].proven, item[0]), default=None)
+
+    def error(self) -> str:
+        """What NCCL itself says of its failing, but for addresses and counts; "" where it does not say anything."""
+        first = self._first()
+        return _NUMBERS.sub("", first[1].why) if first and first[1].raised else ""
 
 
 def failure(stage: str, kind: str, why: str) -> Failure:
@@ -135,7 +156,7 @@ def failure(stage: str, kind: str, why: str) -> Failure:
     if _NOBODYS.search(why):
         return Failure(stage, _short(why), False)
     if stage in BETWEEN_GPUS:
-        return Failure(stage, _short(why), bool(kind == "DistBackendError" or _OF_NCCL.search(why)))
+        return Failure(stage, _short(why), bool(kind == "DistBackendError" or _OF_NCCL.search(why)), raised=True)
     return Failure(stage, _short(why), bool(stage in ON_ONE_GPU and _OF_A_GPU.search(why)))
 
 
