@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import pytest
 
+from mgpu_llm.adapters.preflight import program
 from tests.adapters.test_preflight import FAKE_TORCH, HANGS, QUICK, TRANSPORTS, Fault, environment, gpus, preflight
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -104,6 +105,25 @@ def test_a_check_that_is_cancelled_at_once_leaves_nothing(mark: str, folder: Pat
         assert marked(mark) == []
 
     nothing_is_left_by(cancelled, folder)
+
+
+def test_a_cancellation_that_comes_together_with_news_is_not_lost() -> None:
+    async def cancelled(passes: int) -> None:
+        probe = await program.begin([sys.executable], environment(IMPORT))
+        hearing = asyncio.ensure_future(probe.messages(LIMIT_S))
+        try:
+            await asyncio.sleep(0.05)
+            probe._hear('{"is": "loaded"}')
+            for _ in range(passes):  # so far the news has come by then
+                await asyncio.sleep(0)
+            if hearing.cancel():
+                with pytest.raises(asyncio.CancelledError):
+                    await hearing
+        finally:
+            await probe.end()
+
+    for passes in range(4):
+        asyncio.run(cancelled(passes))
 
 
 @pytest.mark.parametrize("fault", [None, HANGS], ids=["healthy", "hanging"])

@@ -104,8 +104,9 @@ def test_gpus_between_which_copies_arrive_wrong_have_not_passed() -> None:
         ('{"format": 1, "passed": {}}', 'it has no list "passed"'),
         ('{"format": 1, "passed": [{"gib_per_s": 1}]}', 'a pass has no "key"'),
         ('{"format": 1, "passed": [{"key": "a", "gib_per_s": NaN}]}', 'a pass has no number "gib_per_s"'),
+        ('{"format": 1, "passed": [{"key": "a", "gib_per_s": 1%s}]}' % ("0" * 400), 'a pass has no number "gib_per_s"'),
     ],
-    ids=["cut", "deep", "of-the-future", "no-list", "no-key", "no-number"],
+    ids=["cut", "deep", "of-the-future", "no-list", "no-key", "no-number", "huge"],
 )
 def test_a_file_that_is_none_of_ours_is_moved_aside_with_one_warning_and_nothing_has_passed(
     tmp_path: Path, logged: list[EventDict], text: str, why: str

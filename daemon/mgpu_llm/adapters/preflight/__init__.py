@@ -110,7 +110,7 @@ class Preflight:
                     ).run()
                 finally:
                     stuck = await carried_out(probe.end())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             why = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
             return Checked(unobserved=f"cannot run '{self._python[0]}': {why}")
         return _with_stuck(_redacted(checked, Redactor(secrets_of(environment, ()))), stuck)

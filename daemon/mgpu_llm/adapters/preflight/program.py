@@ -66,8 +66,10 @@ class Program:
     async def messages(self, limit_s: float) -> tuple[list[Message], bool]:
         """What it has said, waiting for more up to `limit_s`, and whether it has ended and will say no more."""
         if not self._messages and not self._ended:
+            # Not wait_for: in Python 3.11 it loses a cancellation that comes together with the news.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), limit_s)
+                async with asyncio.timeout(limit_s):
+                    await self._news.wait()
         self._news.clear()
         said, ended = list(self._messages), self._ended
         self._messages.clear()
@@ -151,8 +153,8 @@ class Program:
 
 
 async def begin(python: Sequence[str], environment: Mapping[str, str]) -> Program:
-    """A probe run by `python` in `environment`, in a session of its own. Raises OSError or ValueError where it cannot be
-    started."""
+    """A probe run by `python` in `environment`, in a session of its own. Raises OSError, ValueError or RuntimeError (no
+    thread more, as under a pids limit) where it cannot be started."""
     heard, told = os.pipe()
 
     spawned: list[subprocess.Popen[bytes]] = []
@@ -177,7 +179,7 @@ async def begin(python: Sequence[str], environment: Mapping[str, str]) -> Progra
         for popen in spawned:
             await carried_out(Program(popen, heard).end())
         raise
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):
         os.close(heard)
         raise
     finally:
