@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol, assert_never
@@ -109,7 +109,7 @@ class Performer:
         self._noting: asyncio.Task[None] | None = None
         self._launched = Launched()
         self._keeping: asyncio.Task[None] | None = None
-        self._checking: asyncio.Task[None] | None = None
+        self._checks: list[asyncio.Task[None]] = []
         self._failed_before = False
 
     async def carry_out(self, effect: EngineEffect) -> None:
@@ -118,10 +118,10 @@ class Performer:
             case SpawnEngine():
                 await self._spawn(effect)
             case BeginPreflight():
-                await self._end_preflight()
-                self._checking = self.start(self._preflight(effect))
+                before = self._ending_checks()
+                self._checks.append(self.start(self._preflight(effect, before)))
             case EndPreflight():
-                await self._end_preflight()
+                self._ending_checks()
             case TerminateEngine():
                 self._outside.engine.terminate()
             case KeepIncident():
@@ -187,8 +187,10 @@ class Performer:
             )
         )
 
-    async def _preflight(self, effect: BeginPreflight) -> None:
+    async def _preflight(self, effect: BeginPreflight, before: Collection[asyncio.Task[None]]) -> None:
         outside = self._outside
+        if before:
+            await asyncio.wait(before)
         if effect.anew:
             outside.preflight.forget()
         environment = launch.environment(outside.environment, effect.launch)
@@ -199,11 +201,13 @@ class Performer:
         )
         self._emit(Preflighted(at=self._clock(), attempt=effect.attempt, checked=checked))
 
-    async def _end_preflight(self) -> None:
-        if self._checking is not None:
-            self._checking.cancel()
-            await asyncio.wait({self._checking})
-            self._checking = None
+    def _ending_checks(self) -> list[asyncio.Task[None]]:
+        """Those that are not yet over, which will be soon: up to a quarter of a minute where a process of one does not end, and
+        the loop must go round meanwhile."""
+        self._checks = [check for check in self._checks if not check.done()]
+        for check in self._checks:
+            check.cancel()
+        return list(self._checks)
 
     async def _keep_incident(self, effect: KeepIncident) -> None:
         self._failed_before = True
@@ -214,7 +218,8 @@ class Performer:
         for task in (self._watch, self._noting):
             if task is not None:
                 task.cancel()
-        await self._end_preflight()
+        if checks := self._ending_checks():
+            await asyncio.wait(checks)
         if self._keeping is not None:
             await asyncio.wait({self._keeping})
             self._keeping = None

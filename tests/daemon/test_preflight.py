@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,6 +92,24 @@ def test_a_check_that_hangs_ends_with_a_stop_and_with_the_daemons_death(begin: B
     killed.process.send_signal(signal.SIGKILL)
     killed.process.wait()
     until("nothing of the check is left", lambda: processes_of(killed.setup.runtime_dir) == [], killed.log)
+
+
+def test_a_check_that_is_slow_to_end_holds_up_nothing_but_the_next_check(begin: Begin, nvml: FakeNvml) -> None:
+    nvml.set([FakeGpu()] * 2)
+    life = begin("", settings({"at": "context", "do": "hang"}, mode="before"), nvml.environment())
+    runtime_dir = life.setup.runtime_dir
+    until("the ranks are there", lambda: len(processes_of(runtime_dir)) >= 3, life.log)
+    old = {int(process.split()[0]) for process in processes_of(runtime_dir)}
+    os.kill(min(old), signal.SIGSTOP)  # the probe, which would end its ranks
+    assert life.ctl("restart").returncode == 0
+    life.wait_for(lambda status: status["attempt"] == 2, LIMIT_S)
+    assert min(old) in {int(process.split()[0]) for process in processes_of(runtime_dir)}
+    until(
+        "there is another", lambda: any(int(each.split()[0]) not in old for each in processes_of(runtime_dir)), life.log
+    )
+    assert not old & {int(process.split()[0]) for process in processes_of(runtime_dir)}
+    assert life.stop() == 0
+    assert remains(life.setup) == []
 
 
 def test_a_check_that_is_not_done_when_the_engine_comes_to_its_gpus_gives_way(begin: Begin, nvml: FakeNvml) -> None:
