@@ -103,6 +103,7 @@ def _policy(config: Config, ladder: Ladder) -> Policy:
     return Policy(
         ladder=ladder,
         preflight=When(config.preflight.mode),
+        preflight_s=config.preflight.deadline,
         up_after=config.ladder.retry_up_after,
         patience=launching.to_patience(config),
         learn_factor=heartbeat.learn_factor if heartbeat.learn else None,

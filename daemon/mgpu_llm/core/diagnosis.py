@@ -183,6 +183,7 @@ def of_unfit_gpus(
 
 def of_preflight(sentence: str, evidence: tuple[str, ...]) -> Diagnosis:
     """A check has found what this load would fail of, as `sentence` says it; it was ended before it came there."""
+    sentence = " ".join(sentence.split())  # what a recording from elsewhere has in it may have any form
     row = _said(sentence, _PREFLIGHT)
     assert row is not None, f"no row for {sentence}"  # noqa: S101 - our own sentences, and our own table
     return replace(_of_row(row, sentence, Clue()), outcome="averted", evidence=evidence)

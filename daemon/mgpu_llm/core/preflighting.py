@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from mgpu_llm.core import cures, decision, transports
+from mgpu_llm.core import cures, decision, remedies, transports
 from mgpu_llm.core.cures import Failure
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.effects import Announce, BeginPreflight, Effect, Level
+from mgpu_llm.core.ladder import Rung
 from mgpu_llm.core.preflight import Checked, When
 from mgpu_llm.core.remedies import Want
 from mgpu_llm.core.states import Policy, Run
@@ -64,8 +65,20 @@ def _has_a_cure(run: Run, found: Diagnosis, policy: Policy) -> bool:
     remedy = cures.choose(policy.ladder, failures, again=False).remedy
     if remedy is None:
         return False
-    # Another transport only where it was seen to work; what else there is to try does not go through the broken one.
-    return found.transports.get(remedy.name, remedy.name not in transports.asked(policy.ladder, run.rung))
+    if Want.TRANSPORT in found.wants and remedy.name in transports.asked(policy.ladder, run.rung):
+        return found.transports.get(remedy.name, False)  # another transport only where it was seen to work
+    return _avoids(found, run.rung, run.rung.plus(remedy), policy)
+
+
+def _avoids(found: Diagnosis, now: Rung, then: Rung, policy: Policy) -> bool:
+    """Whether what was found does not concern a load on rung `then`. The admin's own rungs may be about anything else."""
+    ranks_now, ranks_then = transports.ranks(policy.ladder, now), transports.ranks(policy.ladder, then)
+    if found.gpus:
+        return set(found.gpus).isdisjoint(ranks_then)
+    if len(ranks_then) < len(ranks_now):
+        return True
+    was_on, is_on = (remedies.CUSTOM_ALL_REDUCE_OFF.over(each) != each for each in map(policy.launch, (now, then)))
+    return Want.CUSTOM_ALL_REDUCE in found.wants and was_on and not is_on
 
 
 def _in_doubt(run: Run) -> bool:

@@ -94,8 +94,8 @@ def stack_row(thread: Stack) -> Row:
 def checked(row: Row) -> Checked:
     return Checked(
         transports=tuple(map(_transport, row.get("transports", ()))),
-        gpus={str(gpu): str(told) for gpu, told in row.get("gpus", {}).items()},
-        pairs={(str(one), str(other)): str(told) for one, other, told in row.get("pairs", ())},
+        gpus={_named(gpu): str(told) for gpu, told in row.get("gpus", {}).items()},
+        pairs={(_named(one), _named(other)): str(told) for one, other, told in row.get("pairs", ())},
         took_s=float(row.get("took", 0.0)),
         remembered=bool(row.get("remembered", False)),
         unobserved=str(row.get("unobserved", "")),
@@ -111,6 +111,13 @@ def checked_row(found: Checked) -> Row:
         "remembered": found.remembered,
         "unobserved": found.unobserved,
     }
+
+
+def _named(gpu: Any) -> str:
+    """Raises ValueError where it is no name."""
+    if not (name := str(gpu).strip()):
+        raise ValueError("a GPU has no name")
+    return name
 
 
 def _transport(row: Row) -> Transport:

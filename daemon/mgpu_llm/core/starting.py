@@ -102,7 +102,9 @@ def begin(run: Run, rung: Rung, at: float, policy: Policy) -> Step:
     announced = Announce(name="engine.starting", level=Level.INFO if rung == BASE else Level.WARNING, facts=facts)
     check = preflighting.begin(run, policy)
     if check and policy.preflight is When.BEFORE:
-        return Checking(run=run, since=at), (announced, ExtendTimeout(seconds=EXTEND_SLACK_S), *check)
+        # All at once: nothing of it is seen from here before it is done.
+        more_time = ExtendTimeout(seconds=policy.preflight_s + EXTEND_SLACK_S)
+        return Checking(run=run, since=at), (announced, more_time, *check)
     starting, effects = load(run, at, policy)
     return replace(starting, checking=bool(check)), (announced, *effects, *check)
 

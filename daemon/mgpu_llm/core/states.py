@@ -29,8 +29,8 @@ class Policy:
     CUDA_VISIBLE_DEVICES) are there to tell launches apart in the history. `weights_bytes` is the size of the model's files, None
     where it is not known. `incidents` is the folder in which failed attempts are kept, "" where none are, and `utc_s` what the
     wall clock said (seconds since 1970) when the events' clock was at 0. `key` is what a rung that serves depends on, `boot` the
-    boot of this host; `preflight` is when GPUs are checked; after `up_after` planned starts one rung up is tried (0: never).
-    `seed` makes the jitter."""
+    boot of this host; `preflight` is when GPUs are checked, which takes `preflight_s` at most; after `up_after` planned starts
+    one rung up is tried (0: never). `seed` makes the jitter."""
 
     ladder: Ladder
     patience: Mapping[Phase, float] = field(default_factory=lambda: dict(DEFAULT_PATIENCE_S))
@@ -39,6 +39,7 @@ class Policy:
     key: Mapping[str, str] = field(default_factory=dict)
     boot: str = ""
     preflight: When = When.OFF
+    preflight_s: float = 45.0
     up_after: int = 10
     incidents: str = ""
     utc_s: float = 0.0

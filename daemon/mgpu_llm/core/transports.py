@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Final
 
 from mgpu_llm.core import cures, diagnosis
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.ladder import Ladder, Rung
 from mgpu_llm.core.preflight import AS_LAUNCHED, Checked, Transport
 from mgpu_llm.core.remedies import Area
+
+#: Variables by which NCCL finds its way; an own rung with others only would be tried to no purpose.
+OF_NCCL: Final = ("NCCL_", "CUDA_", "TORCH_NCCL_", "VLLM_NCCL_", "LD_")
+#: They are all tried at once, each with a process on every GPU and some hundred megabytes there. No ladder of ours has more.
+MOST_ASKED: Final = 3
 
 
 def ranks(ladder: Ladder, rung: Rung) -> tuple[str, ...]:
@@ -25,7 +31,9 @@ def asked(ladder: Ladder, rung: Rung) -> Mapping[str, Mapping[str, str]]:
         return {}
     launch = ladder.launch(rung)
     if ladder.own is not None:
-        others = tuple(remedy for remedy in ladder.own if remedy not in rung.remedies)
+        # One may have the name of the launch's own.
+        own = (remedy for remedy in ladder.own if remedy not in rung.remedies and remedy.name != AS_LAUNCHED)
+        others = tuple(remedy for remedy in own if any(name.startswith(OF_NCCL) for name in remedy.env))[:MOST_ASKED]
     else:
         others = cures.transports(ladder) if Area.TRANSPORTS in ladder.areas else ()
     changing = {other.name: other.env for other in others if not other.env.items() <= launch.env.items()}
@@ -44,7 +52,10 @@ def judge(checked: Checked, gpus: tuple[str, ...]) -> Diagnosis | None:
     if launched.works is False:
         who = ", ".join(f"GPUs {one} and {other}" for one, other in checked.pairs) or _named(gpus)
         how = "; ".join(
-            [launched.detail, *(f"{name} {'works' if works else 'fails too'}" for name, works in seen.items())]
+            [
+                transport_in_words(launched),
+                *(f"{name} {'works' if works else 'fails too'}" for name, works in seen.items()),
+            ]
         )
         return replace(diagnosis.of_preflight(f"{who} do not reach each other: {how}", evidence), transports=seen)
     if checked.pairs:
