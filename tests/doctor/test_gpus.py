@@ -147,7 +147,7 @@ def test_who_has_memory_is_told_with_user_command_and_size_and_without_secrets(t
 @pytest.mark.parametrize(
     ("files", "kind", "fix"),
     [
-        ({"/proc/71/status": "PPid:\t70\n", "/proc/70/cmdline": "python\0/usr/local/bin/mgpud\0"}, "compute", "mgpuctl stop"),
+        ({"/proc/71/status": "PPid:\t70\n", "/proc/70/cmdline": "python\0/usr/local/bin/mgpud\0"}, "compute", "stop the mgpud"),
         ({"/proc/71/status": "PPid:\t70\n", "/proc/70/status": "PPid:\t1\n"}, "compute", "sudo kill 71;"),
         ({"/proc/71/status": "PPid:\t71\n"}, "compute", "sudo kill 71;"),
         ({"/proc/71/status": "", "/.dockerenv": ""}, "compute", "end these where they run"),

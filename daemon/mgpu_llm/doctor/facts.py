@@ -134,6 +134,7 @@ def _installed(
         return Installed()
     found, built = engine_versions.versions(command, whole, run_as), engine_cuda.built(command, whole, run_as)
     return Installed(
+        program=command[0],
         vllm=found.get("vllm", ""),
         torch=found.get("torch", ""),
         nccl=found.get("nccl", ""),

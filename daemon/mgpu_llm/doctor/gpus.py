@@ -241,21 +241,20 @@ def _memory(system: System, chosen: Sequence[GpuDetails]) -> Iterator[Finding]:
 
 def _freed(system: System, gpu: GpuDetails) -> Iterator[str]:
     """How it gets free. Whom to kill is said only where it is certain who that is, and that nobody begins it anew."""
-    pids = {process.pid: process for process in gpu.processes or ()}
-    if not pids:
+    users = {process.pid: process for process in gpu.processes or ()}
+    engines = {pid for pid in users if _is_supervised(system, pid)}
+    drawing = {pid for pid, process in users.items() if process.kind == "graphics"}
+    others = [pid for pid in users if pid not in engines | drawing]
+    if not users:
         yield f"sudo fuser -v /dev/nvidia{gpu.index}"
-    elif system.in_container():
+    if engines:
+        yield "stop the mgpud whose engine it is (mgpuctl stop)"
+    if drawing:
+        yield "sudo systemctl isolate multi-user.target ends the desktop"
+    if others and system.in_container():
         yield "end these where they run: their numbers may be the host's, and another process's here"
-    else:
-        engines = {pid for pid in pids if _is_supervised(system, pid)}
-        drawing = {pid for pid, process in pids.items() if process.kind == "graphics"}
-        others = [pid for pid in pids if pid not in engines | drawing and system.exists(f"/proc/{pid}")]
-        if engines:
-            yield "mgpuctl stop ends the engine of the mgpud that runs"
-        if drawing:
-            yield "sudo systemctl isolate multi-user.target ends the desktop"
-        if others:
-            yield f"sudo kill {' '.join(map(str, others))}"
+    elif there := [str(pid) for pid in others if system.exists(f"/proc/{pid}")]:
+        yield f"sudo kill {' '.join(there)}"
 
 
 def _is_supervised(system: System, pid: int) -> bool:
