@@ -177,3 +177,20 @@ def test_shared_memory_of_an_engine_that_was_killed_together_with_its_daemon_is_
     told = asyncio.run(sweep_orphans(tmp_path, clock=time.monotonic, deadline_s=20, ledger=Ledger(tmp_path / "state")))
     assert told == [f"removed '/dev/shm/{name}', which an engine of an earlier run left"]
     assert not Path("/dev/shm", name).exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may change its root")
+def test_an_engine_under_another_root_is_another_daemons_though_its_runtime_folder_has_the_same_name(
+    tmp_path: Path,
+) -> None:
+    code = f"import os, time; os.chroot({str(tmp_path)!r}); print(flush=True); time.sleep(600)"
+    env = {**os.environ, VARIABLE: f"{prefix(tmp_path)}1:aa"}
+    command = [sys.executable, "-S", "-c", code]
+    with subprocess.Popen(command, env=env, start_new_session=True, stdout=subprocess.PIPE) as contained:
+        try:
+            assert contained.stdout is not None
+            assert contained.stdout.readline() == b"\n"
+            assert asyncio.run(sweep_orphans(tmp_path, clock=time.monotonic, deadline_s=10)) == []
+            assert contained.poll() is None
+        finally:
+            contained.kill()

@@ -104,6 +104,15 @@ def test_a_gpu_that_the_driver_does_not_find_any_more_is_lost(nvml: FakeNvml, as
     assert (healthy, f"(NVML error {code})" in lost) == ("", True)
 
 
+def test_where_the_search_fails_for_another_that_is_lost_only_that_one_is_called_so(
+    nvml: FakeNvml, asked: Asked
+) -> None:
+    search = [f"nvmlDeviceGetHandleByUUID error 15 gpu {index}" for index in range(3)]
+    nvml.set([FakeGpu(), FakeGpu(lost=True), FakeGpu()], search)
+    assert health(asked, 3) == [("", ""), ("GPU is lost (NVML error 15)", ""), ("", "")]
+    assert [reading["index"] for reading in asked.read(uuid(0), uuid(2))["answer"]] == [0, 2]
+
+
 def test_without_a_driver_nothing_is_known(nvml: FakeNvml, asked: Asked) -> None:
     assert asked.health(uuid(0))["unobserved"] == (
         'cannot ask for the health of the GPUs: Driver Not Loaded (NVML error 9); load the driver ("modprobe nvidia")'

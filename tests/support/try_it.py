@@ -62,7 +62,9 @@ def main() -> int:
         asked = subprocess.run(
             [MGPUCTL, "--socket", setup.socket, "status"], check=False, capture_output=True, text=True
         )
-        print(f"{clear}asked: {PROMPT}\nanswered (nonsense: the weights are random): {answer}\n{asked.stdout}", flush=True)
+        print(
+            f"{clear}asked: {PROMPT}\nanswered (nonsense: the weights are random): {answer}\n{asked.stdout}", flush=True
+        )
     status = daemon.wait()
     keep_recordings(setup)
     shutil.rmtree(setup.folder)

@@ -41,8 +41,12 @@ def is_marked(pid: int, tag: str) -> bool:
 
 
 def find(beginning: str) -> frozenset[int]:
-    """Processes of our user that carry a tag which begins so, without ourselves. May wait on a process that is stuck."""
-    environs = {pid: _environ(pid) for pid in all_pids() if pid != os.getpid()}
+    """Processes of our user that carry a tag which begins so, without ourselves. May wait on a process that is stuck.
+
+    A runtime folder of the same name in a container is another daemon's: its engines see another root than we do.
+    """
+    root = _root("self")
+    environs = {pid: _environ(pid) for pid in all_pids() if pid != os.getpid() and _root(pid) == root}
     return frozenset(pid for pid, environ in environs.items() if environ is not None and _has(environ, beginning))
 
 
@@ -57,3 +61,12 @@ def _environ(pid: int) -> bytes | None:
         return (folder / "environ").read_bytes() if folder.stat().st_uid == os.getuid() else None
     except OSError:
         return None
+
+
+def _root(pid: int | str) -> tuple[int, int] | None:
+    """What a process takes for "/", by device and inode; None where it is gone or not to be looked at."""
+    try:
+        info = (PROC / str(pid) / "root").stat()
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino

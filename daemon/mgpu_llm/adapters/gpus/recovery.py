@@ -17,7 +17,7 @@ ACTIONS: Final = {
 #: NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, which nvidia-ml-py has had since 12.570 only.
 _FIELD: Final = 230
 #: nvml.h, nvmlReturn_t: GPU is lost (fallen off the bus, or otherwise inaccessible), and reset required.
-_LOST: Final = frozenset({15, 16})
+LOST: Final = frozenset({15, 16})
 #: With these the search for a GPU that was there ends when it is there no more: invalid argument, not found, GPU not found,
 #: unknown error (which nvidia-smi words as "Unable to determine the device handle for GPU ...: Unknown Error").
 _NOT_FOUND: Final = frozenset({2, 6, 28, 999})
@@ -30,7 +30,7 @@ def lost(error: Any, *, searched: bool = False) -> str:
     there. Raises the error where it is the driver that is missing."""
     if error.value in _NO_DRIVER:
         raise error
-    if error.value in _LOST or (searched and error.value in _NOT_FOUND):
+    if error.value in LOST or (searched and error.value in _NOT_FOUND):
         return f"{error} (NVML error {error.value})"
     return ""
 
@@ -38,7 +38,7 @@ def lost(error: Any, *, searched: bool = False) -> str:
 def action(nvml: Any, handle: object) -> str | None:
     """What the driver asks for, one of ACTIONS, or None where it does not tell. Raises NVMLError."""
     (field,) = nvml.nvmlDeviceGetFieldValues(handle, [_FIELD])
-    if field.nvmlReturn in _LOST:
+    if field.nvmlReturn in LOST:
         raise nvml.NVMLError(field.nvmlReturn)
     if field.nvmlReturn != nvml.NVML_SUCCESS:
         return None

@@ -63,7 +63,7 @@ class Session:
     def find(self, nvml: Any, uuid: str) -> Place:
         """Where a GPU is, or a MIG slice."""
         if uuid not in self._places:
-            handle = whole = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            handle = whole = _searched(nvml, uuid)
             if sliced := is_slice(uuid):
                 whole = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
             # A slice's own index counts the slices of its GPU (nvml.h, nvmlDeviceGetIndex).
@@ -79,6 +79,22 @@ class Session:
         self._places = {}
         with contextlib.suppress(nvml.NVMLError):
             nvml.nvmlShutdown()
+
+
+def _searched(nvml: Any, uuid: str) -> Any:
+    """Its handle. The search by UUID asks every GPU, and fails where any is lost (nvml.h, nvmlDeviceGetHandleByUUID): then they
+    are asked one by one, so that only who is lost itself is called so. Raises NVMLError."""
+    try:
+        return nvml.nvmlDeviceGetHandleByUUID(uuid)
+    except nvml.NVMLError as error:
+        if error.value not in recovery.LOST:
+            raise
+        for index in range(nvml.nvmlDeviceGetCount()):
+            with contextlib.suppress(nvml.NVMLError):
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                if nvml.nvmlDeviceGetUUID(handle) == uuid:
+                    return handle
+        raise
 
 
 class Questions:
