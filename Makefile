@@ -6,8 +6,8 @@ DESTDIR ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 DEV_STAMP := $(VENV)/.complete
-# Tests whose daemons and folders are their own, so that several run at once.
-APART := tests/ctl tests/daemon tests/doctor
+# Tests that share nothing with each other, so that several run at once. Those of whole daemons look into one /dev/shm.
+APART := tests/ctl tests/doctor
 
 .PHONY: help dev run demo demo-ladder check bench-heartbeat bench-diagnosis test install uninstall clean
 .DELETE_ON_ERROR:

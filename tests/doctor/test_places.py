@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import socket
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +51,7 @@ def listener() -> Iterator[socket.socket]:
 def reachable(tmp_path: Path) -> Path:
     """A folder that every user may go into, as pytest's own are not."""
     for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.geteuid() and folder.name.startswith(("pytest-", "test_")):
+        if folder.stat().st_uid == os.geteuid() and folder.name.startswith(("pytest-", "popen-", "test_")):
             folder.chmod(0o755)
     return tmp_path
 
@@ -223,7 +222,8 @@ def test_a_port_that_is_taken_is_told_with_who_has_it_and_its_command(
     problem = named(list(ports.check(System(), Listening(host="127.0.0.1", port=port), tmp_path, me)), "ports-engine")
     assert problem.level == "problem"
     assert f"(pid {os.getpid()}) has the port: " in problem.seen
-    assert Path(sys.argv[0]).name in problem.seen
+    command = Path("/proc/self/cmdline").read_bytes().decode().split("\0")
+    assert problem.seen.split(" has the port: ")[1].startswith(command[0])
     assert problem.fix == f"sudo kill {os.getpid()}, or set another engine.port"
 
 
