@@ -9,12 +9,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.fake_nvml import FakeGpu, FakeNvml, build
+from tests.support.fake_nvml import FakeGpu, FakeNvml
 
 GB = 1_000_000_000
 #: Remembers GPUs 0 and 1, goes on at a word, waits until they are free, and tells of an engine that has ended so.
@@ -70,16 +69,6 @@ class Waiter:
     def say(self, *words: str) -> None:
         assert self._process.stdin is not None
         print(*words, file=self._process.stdin, flush=True)
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def nvml(tmp_path: Path, library: Path) -> FakeNvml:
-    return FakeNvml(tmp_path, library)
 
 
 @contextmanager

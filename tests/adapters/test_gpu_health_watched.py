@@ -20,15 +20,10 @@ from mgpu_llm.core.events import Event, GpuUnfit
 from mgpu_llm.core.xid import Action
 from mgpu_llm.gpu_health import HealthWatch
 from tests.support.engine_run import until
-from tests.support.fake_nvml import FakeGpu, FakeNvml, build
+from tests.support.fake_nvml import FakeGpu, FakeNvml
 
 LOST = "GPU is lost (NVML error 15)"
 SOUND = ("", "")
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.getbasetemp())
 
 
 def watched(

@@ -3,31 +3,15 @@
 import asyncio
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mgpu_llm.adapters.gpus import Gpus, GpusUnobserved, resolve
-from tests.support.fake_nvml import SONAME, FakeGpu, FakeNvml, build
+from tests.support.fake_nvml import SONAME, FakeGpu, FakeNvml
 from tests.support.fake_nvml.asked import FOREVER_S, PATIENCE_S, Asked, asking, uuid
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def nvml(tmp_path: Path, library: Path) -> FakeNvml:
-    return FakeNvml(tmp_path, library)
-
-
-@pytest.fixture
-def asked(nvml: FakeNvml) -> Iterator[Asked]:
-    with asking(nvml.environment()) as asked:
-        yield asked
 
 
 def wait_until(happened: Callable[[], bool]) -> None:

@@ -4,13 +4,12 @@ import asyncio
 import subprocess
 from collections.abc import Iterator
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 
 from mgpu_llm.adapters.gpus import Gpus, GpusUnobserved
 from tests.adapters.gpus_told import WELL, gpus, looking
-from tests.support.fake_nvml import FakeGpu, FakeNvml, build
+from tests.support.fake_nvml import FakeGpu, FakeNvml
 from tests.support.fake_nvml.asked import PATIENCE_S, Asked
 
 #: What is told by one call of the driver alone.
@@ -37,16 +36,6 @@ CALLS = {
         "memory_reserved_bytes",
     ),
 }
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def nvml(tmp_path: Path, library: Path) -> FakeNvml:
-    return FakeNvml(tmp_path, library)
 
 
 @pytest.fixture

@@ -1,28 +1,9 @@
 """Whether a GPU can be used at all, with the real pynvml on a driver library made small, in a process of its own."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from tests.support.fake_nvml import FakeGpu, FakeNvml, build
-from tests.support.fake_nvml.asked import Asked, asking, uuid
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def nvml(tmp_path: Path, library: Path) -> FakeNvml:
-    return FakeNvml(tmp_path, library)
-
-
-@pytest.fixture
-def asked(nvml: FakeNvml) -> Iterator[Asked]:
-    with asking(nvml.environment()) as asked:
-        yield asked
+from tests.support.fake_nvml import FakeGpu, FakeNvml
+from tests.support.fake_nvml.asked import Asked, uuid
 
 
 def initialised(nvml: FakeNvml) -> int:

@@ -3,31 +3,13 @@
 import asyncio
 import re
 import subprocess
-from collections.abc import Iterator
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 
 from mgpu_llm.adapters.gpus import Gpus, GpusUnobserved
-from tests.support.fake_nvml import FakeGpu, FakeNvml, build
-from tests.support.fake_nvml.asked import PATIENCE_S, Asked, asking, uuid
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def nvml(tmp_path: Path, library: Path) -> FakeNvml:
-    return FakeNvml(tmp_path, library)
-
-
-@pytest.fixture
-def asked(nvml: FakeNvml) -> Iterator[Asked]:
-    with asking(nvml.environment()) as asked:
-        yield asked
+from tests.support.fake_nvml import FakeGpu, FakeNvml
+from tests.support.fake_nvml.asked import PATIENCE_S, Asked, uuid
 
 
 def initialised(nvml: FakeNvml) -> int:

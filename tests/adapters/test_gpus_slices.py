@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from mgpu_llm.adapters.gpus import Gpu, MigSlice, resolve
-from tests.support.fake_nvml import FakeGpu, FakeNvml, build
-from tests.support.fake_nvml.asked import Asked, asking, uuid
+from tests.support.fake_nvml import FakeGpu, FakeNvml
+from tests.support.fake_nvml.asked import Asked, uuid
 
 ONE, TWO, OTHER = "MIG-41b3c0de-1", "MIG-41b3ffff-2", "MIG-c7"
 SLICED = FakeGpu(
     slices=((ONE, 40 << 30), (TWO, 20 << 30)), slice_used_bytes=5 << 30, utilisation_percent=70, processes=((41, 7),)
 )
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def nvml(tmp_path: Path, library: Path) -> FakeNvml:
-    return FakeNvml(tmp_path, library)
-
-
-@pytest.fixture
-def asked(nvml: FakeNvml) -> Iterator[Asked]:
-    with asking(nvml.environment()) as asked:
-        yield asked
 
 
 def gpu(index: int, *slices: str | None) -> Gpu:

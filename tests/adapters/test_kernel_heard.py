@@ -26,14 +26,9 @@ from mgpu_llm.core import kernel
 from mgpu_llm.core.events import EngineExited, Event, KernelSaid
 from mgpu_llm.observer import Observer
 from tests.support.engine_run import until
-from tests.support.fake_nvml import FakeGpu, FakeNvml, build
+from tests.support.fake_nvml import FakeGpu, FakeNvml
 
 XID = "NVRM: Xid (PCI:0000:{bus}:00): 79, pid=1234, name=python3, GPU has fallen off the bus."
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.getbasetemp())
 
 
 @dataclass

@@ -20,13 +20,8 @@ from mgpu_llm.adapters.gpus import Gpus
 from mgpu_llm.core.events import Event, HostSampled, ProcessesSampled, ProcessSample
 from mgpu_llm.observer import Observer
 from tests.support.engine_run import running, until
-from tests.support.fake_nvml import FakeGpu, FakeNvml, build
+from tests.support.fake_nvml import FakeGpu, FakeNvml
 from tests.support.fake_nvml.asked import uuid
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.getbasetemp())
 
 
 async def watched(folder: Path, ask: Callable[[], Pressure] | None, *, loading: bool) -> list[Event]:

@@ -10,7 +10,6 @@ from typing import Protocol
 import pytest
 
 from tests.daemon.lives import Life, living
-from tests.support.fake_nvml import FakeNvml, build
 from tests.support.fake_setup import FakeSetup
 
 
@@ -54,13 +53,3 @@ def beginner(folder: Callable[[int], Path], stack: ExitStack) -> Begin:
         return lives[-1]
 
     return begin
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def nvml(tmp_path: Path, library: Path) -> FakeNvml:
-    return FakeNvml(tmp_path, library)

@@ -24,21 +24,11 @@ from mgpu_llm.doctor.examination import Check, examine
 from mgpu_llm.doctor.facts import Patient
 from mgpu_llm.doctor.finding import Finding, Subject
 from mgpu_llm.startup import CannotStartError
-from tests.support.fake_nvml import FakeGpu, FakeNvml, build
+from tests.support.fake_nvml import FakeGpu, FakeNvml
 
 SUBJECT = Subject("tests")
 #: For all of it, on a machine that others use too.
 DEADLINE_S = 60
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def nvml(tmp_path: Path, library: Path) -> FakeNvml:
-    return FakeNvml(tmp_path, library)
 
 
 def doctor(*words: str, environ: dict[str, str] | None = None) -> dict[str, Any]:

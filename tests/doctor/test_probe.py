@@ -18,23 +18,13 @@ from mgpu_llm.core.preflight import AS_LAUNCHED, Checked, Transport
 from mgpu_llm.doctor import probe
 from mgpu_llm.doctor.finding import Finding
 from tests.doctor.test_examination import by_name, doctor
-from tests.support.fake_nvml import FakeGpu, FakeNvml, build
+from tests.support.fake_nvml import FakeGpu, FakeNvml
 
 FAKE_TORCH = Path(__file__).resolve().parents[1] / "support" / "fake_torch"
 TWO = ("0", "1")
 WORKS = Transport(name=AS_LAUNCHED, works=True, gib_per_s=255.0)
 HANGS = Transport(name=AS_LAUNCHED, works=False, detail="hangs in all-reduce")
 CURE = Transport(name="p2p-off", works=True, gib_per_s=25.6)
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def nvml(tmp_path: Path, library: Path) -> FakeNvml:
-    return FakeNvml(tmp_path, library)
 
 
 def config(folder: Path, *faults: dict[str, Any]) -> Path:

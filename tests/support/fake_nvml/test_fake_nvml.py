@@ -60,16 +60,6 @@ json.dump(answers, sys.stdout)
 """
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture
-def nvml(tmp_path: Path, library: Path) -> FakeNvml:
-    return FakeNvml(tmp_path, library)
-
-
 def run(nvml: FakeNvml) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", SCRIPT], env=nvml.environment(), capture_output=True, text=True, timeout=60, check=False
