@@ -22,6 +22,15 @@ from mgpu_llm.config.schema import Config
 from mgpu_llm.core.fit import CUDA_PART, GIB, fits, tokens_in
 
 RECORDINGS: Final = Path(__file__).parents[1] / "data" / "recordings"
+#: What a shape on the command line names, in this order, as config.json calls it.
+SHAPE: Final = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+)
 SHAPES: Final = {
     "7b": "3584,18944,28,28,4,152064",
     "32b": "5120,27648,64,40,8,152064",
@@ -104,15 +113,7 @@ def row(name: str, found: Known, told: Said) -> str:
 
 
 def _made(folder: Path, sizes: Sequence[int]) -> Path:
-    names = (
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "vocab_size",
-    )
-    settings = dict(zip(names, sizes, strict=True))
+    settings = dict(zip(SHAPE, sizes, strict=True))
     more = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "tie_word_embeddings": False}
     (folder / "config.json").write_text(json.dumps({**settings, **more}))
     return folder

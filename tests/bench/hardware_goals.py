@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mgpu_llm.core.fit import CUDA_PART, GIB, fits
-from tests.bench.fit import needed
+from tests.bench.fit import SHAPE, needed
 
 ALONE: Final = "alone"
 OVERLAP: Final = "mgpud-overlap"
@@ -20,15 +20,6 @@ ALONE_S: Final = 300.0
 WEIGHTS_OFF: Final = 0.03
 TOKENS_OFF: Final = 0.10
 NOT_RUN: Final = "not run"
-#: Of config.json, in the order in which `tests.bench.fit` takes a shape.
-SHAPE: Final = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-)
 
 Life = Mapping[str, Any]
 

@@ -11,16 +11,9 @@ import pytest
 from tests.bench.hardware_goals import ALONE, OFF, OVERLAP, goals, settings
 from tests.bench.hardware_page import page
 from tests.bench.hardware_watch import CLEAN_WITHIN_BYTES, Look, clean_after, used_by_others
+from tests.support.checkpoints import QWEN_7B
 
 CLEAN = {"processes": [], "gpu_bytes": [0, 0], "gpu_unread": False, "shm": [], "gpus_clean_s": 0.0}
-QWEN_7B = {
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "vocab_size": 152064,
-}
 
 
 def attempt(rung: str, outcome: str, cause: str = "") -> dict[str, str]:

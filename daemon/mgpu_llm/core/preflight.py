@@ -9,6 +9,8 @@ from typing import Final
 
 #: The transport that the launch itself would use: whatever NCCL chooses under its environment.
 AS_LAUNCHED: Final = "as-launched"
+#: How variables begin by which NCCL finds its way between GPUs.
+OF_NCCL: Final = ("NCCL_", "CUDA_", "TORCH_NCCL_", "VLLM_NCCL_")
 
 
 class When(StrEnum):

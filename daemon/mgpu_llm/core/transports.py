@@ -9,11 +9,11 @@ from typing import Final
 from mgpu_llm.core import cures, diagnosis
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.ladder import Ladder, Rung
-from mgpu_llm.core.preflight import AS_LAUNCHED, Checked, Transport
+from mgpu_llm.core.preflight import AS_LAUNCHED, OF_NCCL, Checked, Transport
 from mgpu_llm.core.remedies import Area
 
-#: Variables by which NCCL finds its way; an own rung with others only would be tried to no purpose.
-OF_NCCL: Final = ("NCCL_", "CUDA_", "TORCH_NCCL_", "VLLM_NCCL_", "LD_")
+#: An own rung with variables that begin otherwise only would be tried to no purpose.
+TRIED: Final = (*OF_NCCL, "LD_")
 #: They are all tried at once, each with a process on every GPU and some hundred megabytes there. No ladder of ours has more.
 MOST_ASKED: Final = 3
 
@@ -33,7 +33,7 @@ def asked(ladder: Ladder, rung: Rung) -> Mapping[str, Mapping[str, str]]:
     if ladder.own is not None:
         # One may have the name of the launch's own.
         own = (remedy for remedy in ladder.own if remedy not in rung.remedies and remedy.name != AS_LAUNCHED)
-        others = tuple(remedy for remedy in own if any(name.startswith(OF_NCCL) for name in remedy.env))[:MOST_ASKED]
+        others = tuple(remedy for remedy in own if any(name.startswith(TRIED) for name in remedy.env))[:MOST_ASKED]
     else:
         others = cures.transports(ladder) if Area.TRANSPORTS in ladder.areas else ()
     changing = {other.name: other.env for other in others if not other.env.items() <= launch.env.items()}

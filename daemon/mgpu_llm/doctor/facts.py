@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Final
 
@@ -150,7 +151,5 @@ def _ranks(loaded: Loaded | None, told: Told | None) -> int:
         return max(count, 1)
     if not count and isinstance(loaded.config.gpus.use, tuple):
         count = len(loaded.config.gpus.use)
-    times = 1
-    for number in options.multipliers(loaded.config.engine.args).values():
-        times *= number
+    times = prod(options.multipliers(loaded.config.engine.args).values())
     return (launching.tensor_parallel(loaded.config, count) or 1) * times

@@ -17,13 +17,13 @@ from typing import Final, Protocol
 from mgpu_llm.adapters.preflight import program
 from mgpu_llm.adapters.preflight.carried_out import carried_out
 from mgpu_llm.adapters.preflight.examination import Examination, Patience
-from mgpu_llm.core.preflight import AS_LAUNCHED, Checked, Transport
+from mgpu_llm.core.preflight import AS_LAUNCHED, OF_NCCL, Checked, Transport
 from mgpu_llm.core.redaction import Redactor, secrets_of
 
 __all__ = ("Memory", "Patience", "Preflight")
 
 #: What of the environment decides how NCCL gets through. Which GPUs are visible is told by their UUIDs.
-COUNT: Final = ("NCCL_", "CUDA_", "TORCH_NCCL_", "VLLM_NCCL_", "LD_LIBRARY_PATH", "LD_PRELOAD")
+COUNT: Final = (*OF_NCCL, "LD_LIBRARY_PATH", "LD_PRELOAD")
 COUNT_NOT: Final = ("CUDA_VISIBLE_DEVICES", "NCCL_DEBUG", "NCCL_DEBUG_FILE", "NCCL_DEBUG_SUBSYS")
 
 
