@@ -10,7 +10,7 @@ import mgpu_llm
 from mgpu_llm.config import launching, model
 from mgpu_llm.config.context import context_length
 from mgpu_llm.config.endpoint import Listening, endpoint, listening
-from mgpu_llm.config.fitting import Fitting, fitting
+from mgpu_llm.config.fitting import Fitting
 from mgpu_llm.config.ladder import to_ladder
 from mgpu_llm.config.schema import Config
 from mgpu_llm.core.endpoint import Endpoint
@@ -46,12 +46,18 @@ class Plan:
     versions: Versions = field(default_factory=Versions)
 
 
-def plan(config: Config, found: Found, command: tuple[str, ...], environ: Mapping[str, str]) -> Plan:
-    """Put the daemon together. `command` is the engine's up to the model, `environ` what it inherits."""
+def plan(
+    config: Config,
+    found: Found,
+    command: tuple[str, ...],
+    environ: Mapping[str, str],
+    fitted: Fitting | None = None,
+) -> Plan:
+    """Put the daemon together. `command` is the engine's up to the model, `environ` what it inherits, and `fitted` whether the
+    model fits the GPUs, None where nobody can tell."""
     server = launching.to_server(config, command)
     where = endpoint(config, environ)
     uuids = {**(found.uuids or {}), **found.spares}
-    fitted = fitting(config, environ, found.memory_bytes)
     ladder = to_ladder(
         config,
         launching.to_base_launch(config, None if found.uuids is None else tuple(found.uuids)),

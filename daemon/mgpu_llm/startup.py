@@ -10,6 +10,7 @@ from typing import Final
 from mgpu_llm import assembly, host
 from mgpu_llm.adapters.gpus import Gpus, GpusUnobserved
 from mgpu_llm.config import checks, launching
+from mgpu_llm.config.fitting import Fitting, fitting
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.config.problem import ConfigProblem, render
 from mgpu_llm.core import slices
@@ -36,11 +37,12 @@ async def checked(
 ) -> assembly.Plan:
     """Check everything, GPUs included, and put the plan together. `environ` is what the engine inherits. Raises
     CannotStartError."""
-    found = await _found(loaded, driver, environ, engine_runs=engine_runs)
+    found, fitted = await _found(loaded, driver, environ, engine_runs=engine_runs)
     if not isinstance(found, Found):
         hint = 'an engine without GPUs needs gpus.use = "none"'
         raise CannotStartError(TRY_AGAIN, f"{found.reason} ({hint})")
-    plan = assembly.plan(loaded.config, found, launching.engine_command(loaded.config.engine, environ), environ)
+    command = launching.engine_command(loaded.config.engine, environ)
+    plan = assembly.plan(loaded.config, found, command, environ, fitted)
     await _slices_known(loaded, plan, environ)
     return plan
 
@@ -64,7 +66,7 @@ async def to_run(loaded: Loaded, driver: Gpus, environ: Mapping[str, str]) -> as
 async def foreseen(loaded: Loaded, driver: Gpus, environ: Mapping[str, str]) -> assembly.Plan:
     """The same for one that will not run: the engine may be missing, and the GPUs are taken as the config names them where the
     driver does not answer. Raises CannotStartError."""
-    found = await _found(loaded, driver, environ, engine_starts=False)
+    found, fitted = await _found(loaded, driver, environ, engine_starts=False)
     told = isinstance(found, Found)
     if not isinstance(found, Found):
         written = host.as_written(loaded.config)
@@ -76,7 +78,7 @@ async def foreseen(loaded: Loaded, driver: Gpus, environ: Mapping[str, str]) -> 
         command = launching.engine_command(loaded.config.engine, environ)
     except OSError:
         command = launching.command_as_written(loaded.config.engine)
-    return replace(assembly.plan(loaded.config, found, command, environ), driver_told=told)
+    return replace(assembly.plan(loaded.config, found, command, environ, fitted), driver_told=told)
 
 
 async def _slices_known(loaded: Loaded, plan: assembly.Plan, environ: Mapping[str, str]) -> None:
@@ -97,15 +99,19 @@ async def _found(
     *,
     engine_runs: bool = False,
     engine_starts: bool = True,
-) -> Found | GpusUnobserved:
-    """The GPUs of a config without problems. Raises CannotStartError with all that there are."""
+) -> tuple[Found | GpusUnobserved, Fitting | None]:
+    """The GPUs of a config without problems, and whether the model fits them. Raises CannotStartError with all that there
+    are."""
     found = await host.find_gpus(loaded, driver)
     count = len(found.uuids) if isinstance(found, Found) and found.uuids is not None else None
+    fitted = None
+    if isinstance(found, Found) and loaded.complete:
+        fitted = fitting(loaded.config, environ, found.memory_bytes)
     problems = checks.check(
         loaded,
         environ,
         gpu_count=count,
-        gpu_bytes=found.memory_bytes if isinstance(found, Found) else (),
+        fitted=fitted,
         engine_runs=engine_runs,
         engine_starts=engine_starts,
     )
@@ -115,4 +121,4 @@ async def _found(
         # Whoever mends the config is not to learn of the driver only then.
         silence = f"\n{found.reason}" if isinstance(found, GpusUnobserved) and loaded.complete else ""
         raise CannotStartError(BAD_CONFIG, render(problems) + silence)
-    return found
+    return found, fitted

@@ -26,7 +26,8 @@ def text(folder: Path, more: str = "") -> str:
 
 
 def problems(folder: Path, more: str = "", gpus: int = 2, gpu: int = H100) -> list[str]:
-    found = check(loaded(text(folder, more)), {}, gpu_count=gpus, gpu_bytes=[gpu] * gpus, engine_runs=True)
+    fitted = fitting(config(text(folder, more)), {}, [gpu] * gpus)
+    found = check(loaded(text(folder, more)), {}, gpu_count=gpus, fitted=fitted, engine_runs=True)
     return render(found).splitlines()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from itertools import islice
 from math import prod
@@ -13,7 +13,7 @@ from typing import Final
 from mgpu_llm.config import engine_args as options
 from mgpu_llm.config.arguments import argument_problems
 from mgpu_llm.config.endpoint import listening
-from mgpu_llm.config.fitting import fit_problems, weight_problems
+from mgpu_llm.config.fitting import Fitting, fit_problems, weight_problems
 from mgpu_llm.config.launching import engine_command, tensor_parallel, to_base_launch
 from mgpu_llm.config.listener import port_trouble, socket_trouble
 from mgpu_llm.config.model import CONFIG_FILE, HUB_ID, MISTRAL_FILE, local_path, model_heads, read_model
@@ -35,17 +35,19 @@ def check(
     environ: Mapping[str, str],
     *,
     gpu_count: int | None = None,
-    gpu_bytes: Sequence[int] = (),
+    fitted: Fitting | None = None,
     engine_runs: bool = False,
     engine_starts: bool = True,
+    weights: bool = True,
     run_as: User | None = None,
 ) -> tuple[ConfigProblem, ...]:
     """All problems: those the config was loaded with, and what does not fit this host.
 
     `environ` is what the engine inherits. `gpu_count` is how many GPUs gpus.use turned out to be, None where nobody
-    counted, and `gpu_bytes` what each of them has, where anybody knows. `engine_runs`: our own engine serves already, so
+    counted, and `fitted` whether the model fits them, where anybody knows. `engine_runs`: our own engine serves already, so
     its port is not free by right. Without `engine_starts` nobody asks whether there is an engine and where it could listen,
-    and nothing is connected to or started. `run_as` is who runs the engine's Python, None for ourselves.
+    and nothing is connected to or started; without `weights` nobody looks whether the files of weights are whole. `run_as` is
+    who runs the engine's Python, None for ourselves.
 
     What seems wrong with a table that has problems already is left out, as is everything where a file is missing.
     Connects to the engine's port (1 s at most) and starts engine.python once (20 s at most).
@@ -61,8 +63,8 @@ def check(
         *_gpus(loaded, environ, gpu_count),
     ]
     if not any(problem.table in ("model", "gpus", "engine") for problem in (*found, *loaded.problems)):
-        broken = tuple(weight_problems(loaded, environ))
-        found += broken or fit_problems(loaded, environ, gpu_bytes)
+        broken = tuple(weight_problems(loaded, environ)) if weights else ()
+        found += broken or fit_problems(loaded, environ, fitted)
     own = [problem for problem in found if not loaded.faulty(problem.table)]
     return in_order((*loaded.problems, *own))
 

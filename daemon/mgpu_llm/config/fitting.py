@@ -66,10 +66,9 @@ def weight_problems(loaded: Loaded, environ: Mapping[str, str]) -> Iterator[Conf
         yield loaded.problem(("model", "path"), found, hint="fetch the model anew")
 
 
-def fit_problems(loaded: Loaded, environ: Mapping[str, str], gpu_bytes: Sequence[int]) -> Iterator[ConfigProblem]:
+def fit_problems(loaded: Loaded, environ: Mapping[str, str], base: Fitting | None) -> Iterator[ConfigProblem]:
     """One where the model certainly does not fit."""
     config = loaded.config
-    base = fitting(config, environ, gpu_bytes)
     if base is None or base.need is None or base.fit is None or not base.fit.impossible:
         return
     hints = changes(

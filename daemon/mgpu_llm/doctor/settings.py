@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from mgpu_llm.config import checks
-from mgpu_llm.config.fitting import weight_problems
+from mgpu_llm.config.fitting import fitting
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.config.problem import render
 from mgpu_llm.doctor import account
@@ -26,9 +26,10 @@ def check(
     count = None if gpu_bytes is None else len(gpu_bytes)
     other = None if who is None else account.other(who)
     run_as = None if other is None else (other.uid, other.gid, other.groups)
-    found = checks.check(loaded, environ, gpu_count=count, gpu_bytes=gpu_bytes or (), engine_runs=True, run_as=run_as)
-    elsewhere = set(weight_problems(loaded, environ)) if loaded.complete else set()
-    problems = [problem for problem in found if problem not in elsewhere]
+    fitted = fitting(loaded.config, environ, gpu_bytes or ()) if loaded.complete else None
+    problems = checks.check(
+        loaded, environ, gpu_count=count, fitted=fitted, engine_runs=True, weights=False, run_as=run_as
+    )
     for problem in problems:
         yield SUBJECT.problem("config", render([replace(problem, hint="")]), problem.hint)
     if not problems:
