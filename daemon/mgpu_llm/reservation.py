@@ -69,10 +69,11 @@ def remarks(loaded: Loaded, plan: Plan) -> tuple[str, ...]:
 
 
 def _unusable(folders: list[Path]) -> Iterator[str]:
-    why = {folder: "no such folder" if not folder.is_dir() else "this user may not write there" for folder in folders}
-    if not any(folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) for folder in folders):
-        told = "; ".join(f"'{folder}': {reason}" for folder, reason in why.items())
-        yield f"GPUs cannot be reserved, and other instances may take them ({told}); set gpus.lock_dirs"
+    if any(folder.is_dir() and os.access(folder, os.W_OK | os.X_OK) for folder in folders):
+        return
+    why = [(folder, "this user may not write there" if folder.is_dir() else "no such folder") for folder in folders]
+    told = "; ".join(f"'{folder}': {reason}" for folder, reason in why)
+    yield f"GPUs cannot be reserved, and other instances may take them ({told}); set gpus.lock_dirs"
 
 
 def _names(plan: Plan) -> dict[str, str]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from mgpu_llm.core import remedies
-from mgpu_llm.core.cures import Choice, Failure, Out, choose, find
+from mgpu_llm.core.case import Failure
+from mgpu_llm.core.cures import Choice, Out, choose, find
 from mgpu_llm.core.diagnosis import TABLE, Diagnosis
 from mgpu_llm.core.ladder import BASE, Ladder, Nvlink, Rung
 from mgpu_llm.core.launch import Launch

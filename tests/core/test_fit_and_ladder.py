@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from mgpu_llm.core import recorded_policy
-from mgpu_llm.core.cures import Failure, Out, find
+from mgpu_llm.core.case import Failure
+from mgpu_llm.core.cures import Out, find
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.ladder import BASE, Ladder
 from mgpu_llm.core.launch import Launch

@@ -8,7 +8,8 @@ from typing import Final, assert_never
 
 from mgpu_llm.core import cures
 from mgpu_llm.core.backoff import delay_s
-from mgpu_llm.core.cures import Choice, Failure
+from mgpu_llm.core.case import Failure
+from mgpu_llm.core.cures import Choice
 from mgpu_llm.core.ladder import BASE, Rung
 from mgpu_llm.core.remedies import DEFAULT_ORDER, Want
 from mgpu_llm.core.states import Anew, Ended, Fail, Next, Policy, Rest, Run, Try

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from mgpu_llm.core import cures, decision
-from mgpu_llm.core.cures import Failure, Out
+from mgpu_llm.core.case import Failure
+from mgpu_llm.core.cures import Out
 from mgpu_llm.core.diagnosis import TABLE, Diagnosis
 from mgpu_llm.core.ladder import BASE, Rung
 from mgpu_llm.core.remedies import DEFAULT_ORDER, Want

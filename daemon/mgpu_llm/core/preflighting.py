@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from mgpu_llm.core import cures, decision, remedies, transports
-from mgpu_llm.core.cures import Failure
+from mgpu_llm.core.case import Failure
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.effects import Announce, BeginPreflight, Effect, Level
 from mgpu_llm.core.ladder import Rung

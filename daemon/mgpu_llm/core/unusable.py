@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Final
 
 from mgpu_llm.core import cures, decision
-from mgpu_llm.core.cures import Choice, Failure
+from mgpu_llm.core.case import Failure
+from mgpu_llm.core.cures import Choice
 from mgpu_llm.core.diagnosis import Diagnosis
 from mgpu_llm.core.effects import Announce, Level
 from mgpu_llm.core.ladder import Rung
