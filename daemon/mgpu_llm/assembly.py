@@ -15,7 +15,7 @@ from mgpu_llm.config.ladder import to_ladder
 from mgpu_llm.config.schema import Config
 from mgpu_llm.core.endpoint import Endpoint
 from mgpu_llm.core.history import launch_key
-from mgpu_llm.core.ladder import Ladder
+from mgpu_llm.core.ladder import Ladder, Nvlink
 from mgpu_llm.core.launch import Server, argv
 from mgpu_llm.core.preflight import When
 from mgpu_llm.core.report import Identity
@@ -65,7 +65,8 @@ def plan(
         need=None if fitted is None else fitted.need,
         gpu_bytes=found.memory_bytes,
         context=context_length(config, environ),
-        nvlink=found.nvlink,
+        # What keeps NVLink may not help, which costs a whole load where no check of the GPUs says so before it.
+        nvlink=Nvlink.NONE if When(config.preflight.mode) is When.OFF else found.nvlink,
         spares=tuple(found.spares),
     )
     policy = _policy(config, ladder)

@@ -118,6 +118,14 @@ def test_the_transports_follow_the_nvlink_that_the_driver_tells_of(
     ]
 
 
+def test_where_no_check_tells_what_helps_nvlink_is_not_spared_for_one_load_more(tmp_path: Path, nvml: FakeNvml) -> None:
+    linked(nvml, EVERY)
+    pinned = {"gpus.use": [0, 1, 2, 3], "ladder.pin": ["utilisation", "gpus"]}
+    for mode, first in (("off", "p2p-off"), ("before", "nvlink-gentle"), ("overlap", "nvlink-gentle")):
+        (plan,) = on_gpus(tmp_path / mode, nvml, {**pinned, "preflight.mode": mode})
+        assert names(plan)[:2] == ["base", first]
+
+
 def test_a_driver_that_does_not_tell_of_nvlink_counts_as_one_without(tmp_path: Path, nvml: FakeNvml) -> None:
     nvml.set([FakeGpu()] * 2, ["nvmlDeviceGetP2PStatus error 3"], nvlinks=[(0, 1)])
     (plan,) = on_gpus(tmp_path, nvml, {"ladder.pin": ["utilisation", "gpus"]})
