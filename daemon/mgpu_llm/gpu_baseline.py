@@ -33,6 +33,7 @@ AGAIN_S: Final = 0.5
 #: /proc answers within milliseconds, unless a process is stuck.
 LOOK_S: Final = 2.0
 LONGEST_COMMAND: Final = 120
+GIB: Final = 1 << 30
 
 #: Of a process as EngineStuck names it.
 _PID: Final = re.compile(r"^pid ([0-9]{1,10}) ")
@@ -54,6 +55,7 @@ class Baseline:
         self._visible: dict[str, str] = {}
         self._before: dict[str, GpuReading] = {}
         self._out: dict[str, str] = {}
+        self._holders: dict[str, str] = {}
         self._taken: tuple[str, ...] = ()
         self._told: tuple[str, ...] = ()
         self._asking: asyncio.Task[None] | None = None
@@ -61,17 +63,35 @@ class Baseline:
     async def remember(self, visible: Sequence[str]) -> None:
         """Note what the GPUs hold before the engine touches them, and say who holds much of it."""
         self._visible = {self._uuids[entry]: entry for entry in visible}
-        self._before, self._out, self._taken = {}, {}, ()
+        self._before, self._out, self._holders, self._taken = {}, {}, {}, ()
         try:
             readings = await self._gpus.read(tuple(self._visible))
         except DriverSilent:
             return
         self._before = {reading.uuid: reading for reading in readings}
         taken = [reading for reading in readings if reading.memory_used_bytes >= TAKEN_BYTES]
-        self._taken = tuple([await _told(reading) for reading in taken])
+        self._holders = {reading.uuid: await _whose(reading) for reading in taken}
+        self._taken = tuple(_told(reading, self._holders[reading.uuid]) for reading in taken)
         for what in self._taken if self._taken != self._told else ():
             log.warning("gpus.taken", what=what, consequence="the engine may find too little memory there")
         self._told = self._taken
+
+    def lacking(self, needs_free: Mapping[str, float]) -> tuple[int, str] | None:
+        """Of GPUs that need so much of their memory free, by entry, the one with the least where that is too little: how many
+        stand before it, and what is said of it. None where there is room, or nobody knows."""
+        seen = {self._visible[uuid]: reading for uuid, reading in self._before.items()}
+        ranks = {rank: seen[entry] for rank, entry in enumerate(needs_free) if entry in seen}
+        asked = tuple(needs_free.values())
+        short = [rank for rank, reading in ranks.items() if _lacks(reading, asked[rank])]
+        if not short:
+            return None
+        rank = min(short, key=lambda rank: _free(ranks[rank]) / ranks[rank].memory_total_bytes)
+        reading = ranks[rank]
+        free, total = _free(reading) / GIB, reading.memory_total_bytes / GIB
+        has = (
+            f"GPU {reading.index} has {free:.2f} of {total:.2f} GiB free, and utilisation {asked[rank]:g} asks for more"
+        )
+        return rank, f"{has}: {self._holders[reading.uuid]}"
 
     async def wait_until_free(self, deadline_s: float) -> tuple[str, ...]:
         """Wait until the GPUs hold no more than when they were remembered, and nothing runs on those that nobody uses. Returns
@@ -174,6 +194,17 @@ def _excess(reading: GpuReading, before: Mapping[str, GpuReading]) -> int:
     return excess if excess > FREE_WITHIN_BYTES else 0
 
 
+def _free(reading: GpuReading) -> int:
+    return reading.memory_total_bytes - reading.memory_used_bytes
+
+
+def _lacks(reading: GpuReading, needed: float) -> bool:
+    """Whether less than the fraction `needed` will be free for certain. What an older driver keeps for itself is in its figure,
+    and the engine's own context is not: that is about as much."""
+    held = reading.memory_used_bytes
+    return held >= TAKEN_BYTES and held > (1 - needed) * reading.memory_total_bytes + FREE_WITHIN_BYTES
+
+
 def _runs(reading: GpuReading, before: Mapping[str, GpuReading]) -> bool:
     busy = (reading.utilisation_percent or 0) >= BUSY_PERCENT
     return busy and (before[reading.uuid].utilisation_percent or 0) < BUSY_PERCENT
@@ -228,6 +259,5 @@ def _words(pid: int) -> str:
     return f"pid {pid} (user {whose.user}, {command[:LONGEST_COMMAND]})"
 
 
-async def _told(reading: GpuReading) -> str:
-    held = f"GPU {reading.index} holds {reading.memory_used_bytes / 1e9:.2f} GB before the attempt"
-    return f"{held}: {await _whose(reading)}"
+def _told(reading: GpuReading, whose: str) -> str:
+    return f"GPU {reading.index} holds {reading.memory_used_bytes / 1e9:.2f} GB before the attempt: {whose}"

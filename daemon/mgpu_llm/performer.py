@@ -165,6 +165,9 @@ class Performer:
         if outside.engine.running:
             outside.engine.abandon()
         await outside.baseline.remember(visible)
+        if lacking := outside.baseline.lacking(effect.needs_free):
+            self._emit(EngineSpawnFailed(at=self._clock(), attempt=effect.attempt, reason=lacking[1], rank=lacking[0]))
+            return
         await outside.remains.before_spawn(launch.environment(outside.environment, effect.launch))
         argv = launch.argv(outside.server, effect.launch)
         environment = at_death.asked_for(launch.environment(outside.environment, effect.launch))
@@ -175,7 +178,7 @@ class Performer:
         # Two servers of one user may share a port (vLLM up to 0.20 sets SO_REUSEPORT): the other would get our probes.
         if why := await asyncio.to_thread(outside.address_trouble):
             reason = f"cannot listen on {outside.url}: {why}; free it, or set another engine.port"
-            self._emit(EngineSpawnFailed(at=self._clock(), attempt=effect.attempt, reason=reason, hopeless=False))
+            self._emit(EngineSpawnFailed(at=self._clock(), attempt=effect.attempt, reason=reason))
             return
         if outside.engine_socket is not None:
             outside.engine_socket.unlink(missing_ok=True)

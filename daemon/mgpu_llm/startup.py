@@ -10,10 +10,11 @@ from typing import Final
 from mgpu_llm import assembly, host
 from mgpu_llm.adapters.gpus import Gpus, GpusUnobserved
 from mgpu_llm.config import checks, launching
+from mgpu_llm.config import engine_args as options
 from mgpu_llm.config.fitting import Fitting, fitting
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.config.problem import ConfigProblem, render
-from mgpu_llm.core import slices
+from mgpu_llm.core import room, slices
 from mgpu_llm.core.launch import environment
 from mgpu_llm.core.preflight import When
 from mgpu_llm.host import Found
@@ -59,7 +60,8 @@ async def to_run(loaded: Loaded, driver: Gpus, environ: Mapping[str, str]) -> as
     when = plan.policy.preflight
     if asked is not None and when is When.OVERLAP and await host.one_process_only(asked, plan.uuids.values()):
         when = When.BEFORE
-    policy = replace(plan.policy, key=key, boot=versions.boot, seed=seed, preflight=when)
+    compared = room.is_compared(versions.vllm, options.value(loaded.config.engine.args, options.LOAD_FORMAT))
+    policy = replace(plan.policy, key=key, boot=versions.boot, seed=seed, preflight=when, free_is_compared=compared)
     return replace(plan, policy=policy, versions=versions)
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,6 +37,10 @@ async def main():
             baseline.tell(EngineGone(at=1, attempt=1, remarks=remarks))
         elif word[0] == "spawned":
             baseline.tell(EngineSpawned(at=1, attempt=1, pid=70))
+        elif word[0] == "lacking":
+            needed = {str(n): float(part) for n, part in enumerate(word[1:])}
+            print("TOLD " + json.dumps(baseline.lacking(needed)), flush=True)
+            continue
         elif word[0] == "stuck":
             baseline.tell(EngineStuck(at=1, attempt=1, holders=("pid 71 (VLLM::Worker, state D)",)))
         else:
@@ -61,10 +66,9 @@ class Waiter:
                 return lines
         raise AssertionError(f"it ended: {lines}")
 
-    def ask(self, *words: str) -> dict[str, Any]:
+    def ask(self, *words: str) -> Any:
         self.say(*words)
-        answer: dict[str, Any] = json.loads(self.until("TOLD ")[-1].removeprefix("TOLD "))
-        return answer
+        return json.loads(self.until("TOLD ")[-1].removeprefix("TOLD "))
 
     def say(self, *words: str) -> None:
         assert self._process.stdin is not None
@@ -205,3 +209,34 @@ def test_who_holds_much_memory_before_an_attempt_is_told_once_and_a_little_is_no
             waiter.say("remember")
             (said, _) = waiter.until("remembered")
             assert "GPU 1 holds 7.00 GB before the attempt: the driver names no process that can be seen here" in said
+
+
+def test_less_than_an_engine_needs_to_find_free_is_told_of_the_gpu_that_has_the_least(nvml: FakeNvml) -> None:
+    with somebody("train.py") as pid:
+        taken = [FakeGpu(total_bytes=80 << 30, used_bytes=9 << 30), FakeGpu(total_bytes=80 << 30, used_bytes=28 << 30)]
+        taken[1] = replace(taken[1], processes=((pid, 28 << 30),))
+        with waiting(nvml, taken) as waiter:
+            rank, said = waiter.ask("lacking", "0.9", "0.9")
+            assert (rank, said.split(": ")[0]) == (
+                1,
+                "GPU 1 has 52.00 of 80.00 GiB free, and utilisation 0.9 asks for more",
+            )
+            assert f": pid {pid} (user " in said
+            assert "train.py) holds 30.06 GB" in said
+            rank, said = waiter.ask("lacking", "0.9", "0.6")
+            assert (rank, said.startswith("GPU 0 has 71.00 of 80.00 GiB free, and ")) == (0, True)
+            assert said.endswith(": the driver names no process that can be seen here; it may be of a container")
+
+
+def test_room_enough_or_a_driver_that_says_nothing_keeps_no_engine_from_its_load(nvml: FakeNvml) -> None:
+    just = FakeGpu(total_bytes=80 << 30, used_bytes=(8 << 30) + (200 << 20))
+    with waiting(nvml, [just, FakeGpu(total_bytes=80 << 30)]) as waiter:
+        assert waiter.ask("lacking", "0.9", "0.9") is None, "what is left open by the driver's own reserve"
+        assert waiter.ask("lacking", "1.0", "1.0")[0] == 0
+        assert waiter.ask("lacking") is None
+        nvml.unload()
+        waiter.say("remember")
+        waiter.until("remembered")
+        assert waiter.ask("lacking", "1.0", "1.0") is None
+    with waiting(nvml, [FakeGpu(total_bytes=8 << 30, used_bytes=900 << 20)] * 2) as waiter:
+        assert waiter.ask("lacking", "1.0", "1.0") is None, "a desktop"

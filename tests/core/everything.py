@@ -154,8 +154,14 @@ def _states() -> Iterator[State]:
 def _engine_events(attempt: int) -> Iterator[Event]:
     at = NOW
     yield EngineSpawned(at=at, attempt=attempt, pid=703)
-    for hopeless in (True, False):
-        yield EngineSpawnFailed(at=at, attempt=attempt, reason="no such file", hopeless=hopeless)
+    taken = "GPU 1 has 3.1 of 80 GiB free, and utilisation 0.9 asks for more: pid 7"
+    for reason, hopeless, rank in (
+        ("no such file", True, None),
+        ("busy", False, None),
+        (taken, False, 1),
+        ("", False, 1),
+    ):
+        yield EngineSpawnFailed(at=at, attempt=attempt, reason=reason, hopeless=hopeless, rank=rank)
     for status in (0, 1, -9, -250, 137):
         yield EngineExited(at=at, attempt=attempt, status=status)
     yield EngineGone(at=at, attempt=attempt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import groupby
 from typing import Final, assert_never
 
 from mgpu_llm.core import cures
@@ -70,14 +71,17 @@ def begun(run: Run, rung: Rung) -> Run:
 
 def final_message(run: Run, why: str) -> str:
     """The last word: why it is over, what was tried and why each attempt failed, and what to do."""
-    failed = failed_in_a_row(run)
-    told = [
-        f"attempt {ended.number} ({ended.rung.name}, {ended.duration_s:.0f} s): {ended.diagnosis.summary}"
-        for ended in failed
-        if ended.diagnosis is not None
-    ]
-    advice = list(dict.fromkeys(ended.diagnosis.advice for ended in failed if ended.diagnosis is not None))
+    failed = [(ended, ended.diagnosis) for ended in failed_in_a_row(run) if ended.diagnosis is not None]
+    told = list[str]()
+    for (rung, summary), alike in groupby(failed, lambda one: (one[0].rung.name, one[1].summary)):
+        told.append(f"{_attempts([ended for ended, _ in alike], rung)}: {summary}")
+    advice = list(dict.fromkeys(found.advice for _, found in failed))
     return f"gave up: {why}; " + "; ".join(told) + (f". What to do: {' / '.join(advice)}" if advice else "")
+
+
+def _attempts(alike: list[Ended], rung: str) -> str:
+    numbers, took = ", ".join(str(ended.number) for ended in alike), sum(ended.duration_s for ended in alike)
+    return f"attempt{'s' * (len(alike) > 1)} {numbers} ({rung}, {took:.0f} s)"
 
 
 def failed_in_a_row(run: Run) -> tuple[Ended, ...]:

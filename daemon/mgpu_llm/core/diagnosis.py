@@ -189,8 +189,11 @@ def of_preflight(sentence: str, evidence: tuple[str, ...]) -> Diagnosis:
     return replace(_of_row(row, sentence, Clue()), outcome="averted", evidence=evidence)
 
 
-def of_spawn(reason: str, *, hopeless: bool) -> Diagnosis:
-    """No engine came to be."""
+def of_spawn(reason: str, *, hopeless: bool, rank: int | None = None) -> Diagnosis:
+    """No engine came to be; where others hold the GPU of `rank`, because it would have ended for that."""
+    row = None if rank is None else _said(reason, _PREFLIGHT)
+    if row is not None:
+        return replace(_of_row(row, reason, Clue()), outcome="averted", evidence=(), rank=rank)
     return Diagnosis(
         cause="cannot-spawn",
         outcome="crashed",

@@ -21,10 +21,12 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class SpawnEngine:
-    """Answered by EngineSpawned or EngineSpawnFailed."""
+    """Spawn it, unless less than the fraction in `needs_free` is free on one of these GPUs, entries of CUDA_VISIBLE_DEVICES.
+    Answered by EngineSpawned or EngineSpawnFailed."""
 
     attempt: int
     launch: Launch
+    needs_free: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,12 +63,14 @@ class EngineSpawned:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSpawnFailed:
-    """No process came to be. `hopeless`: another try cannot succeed until somebody changes something."""
+    """No process came to be. `hopeless`: another try cannot succeed until somebody changes something. `rank`: it was spared the
+    load, as others hold that rank's GPU."""
 
     at: float
     attempt: int
     reason: str
-    hopeless: bool
+    hopeless: bool = False
+    rank: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

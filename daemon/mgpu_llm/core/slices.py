@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
+
+from mgpu_llm.core import versions
 
 #: CUDA shows a process one MIG slice and nothing beside it (NVIDIA's MIG user guide, "CUDA_VISIBLE_DEVICES"), and NCCL has one
 #: rank on a GPU, whatever the slices (NVIDIA/nccl, issue 1716).
@@ -21,8 +22,8 @@ def is_slice(gpu: int | str) -> bool:
 
 def too_old(vllm: str) -> bool:
     """Whether that version of vLLM cannot be given a slice; not where nobody tells the version."""
-    numbers = re.match(r"(\d{1,9})\.(\d{1,9})", vllm)
-    return numbers is not None and (int(numbers[1]), int(numbers[2])) < LEAST_VLLM
+    told = versions.release(vllm)
+    return told is not None and told < LEAST_VLLM
 
 
 def least_vllm() -> str:

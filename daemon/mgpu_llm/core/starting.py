@@ -15,6 +15,7 @@ from mgpu_llm.core import (
     preflighting,
     progress,
     readiness,
+    room,
     stall,
     unusable,
 )
@@ -114,7 +115,7 @@ def load(run: Run, at: float, policy: Policy) -> tuple[Starting, tuple[Effect, .
     heart = progress.begin(at, policy.weights_bytes)
     return Starting(run=run, since=at, progress=heart, extended_at=at), (
         ExtendTimeout(seconds=EXTEND_SLACK_S),
-        SpawnEngine(attempt=run.attempt, launch=policy.launch(run.rung)),
+        SpawnEngine(attempt=run.attempt, launch=policy.launch(run.rung), needs_free=room.needed(policy, run.rung)),
     )
 
 
@@ -135,7 +136,7 @@ def take(state: Starting, event: Event, policy: Policy) -> Outcome:
             hints = (*event.taken, *state.clue.hints)[: diagnosis.MOST_HINTS]
             return replace(state, pid=event.pid, clue=replace(state.clue, hints=hints)), ()
         case EngineSpawnFailed():
-            return diagnosis.of_spawn(event.reason, hopeless=event.hopeless)
+            return diagnosis.of_spawn(event.reason, hopeless=event.hopeless, rank=event.rank)
         case EngineExited():
             retries = policy.crashes_per_rung - 1
             return diagnosis.of_exit(event.status, state.progress.phase, state.clue, retries=retries)

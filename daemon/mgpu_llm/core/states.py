@@ -30,7 +30,8 @@ class Policy:
     where it is not known. `incidents` is the folder in which failed attempts are kept, "" where none are, and `utc_s` what the
     wall clock said (seconds since 1970) when the events' clock was at 0. `key` is what a rung that serves depends on, `boot` the
     boot of this host; `preflight` is when GPUs are checked, which takes `preflight_s` at most; after `up_after` planned starts
-    one rung up is tried (0: never). `seed` makes the jitter."""
+    one rung up is tried (0: never). `free_is_compared`: this vLLM ends at once where less is free than it is told to take. `seed`
+    makes the jitter."""
 
     ladder: Ladder
     patience: Mapping[Phase, float] = field(default_factory=lambda: dict(DEFAULT_PATIENCE_S))
@@ -41,6 +42,7 @@ class Policy:
     preflight: When = When.OFF
     preflight_s: float = 45.0
     up_after: int = 10
+    free_is_compared: bool = False
     incidents: str = ""
     utc_s: float = 0.0
     past: tuple[PastStart, ...] = ()
