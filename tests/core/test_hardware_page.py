@@ -60,7 +60,8 @@ def met(beginning: str, *lives: dict[str, Any]) -> bool | None:
 @pytest.mark.parametrize(("ours_s", "reached"), [(101.0, True), (103.0, False)])
 def test_a_healthy_start_may_take_two_hundredths_longer_than_vllm_alone(ours_s: float, reached: bool) -> None:
     alone = [life("healthy", ALONE, seconds) for seconds in (90.0, 100.0, 200.0)]
-    assert met("a healthy start", *alone, life("healthy", OVERLAP, ours_s)) is reached
+    assert met("a healthy start", *alone, *[life("healthy", OVERLAP, ours_s)] * 3) is reached
+    assert met("a healthy start", *alone, *[life("healthy", OVERLAP, ours_s)] * 2) is None, "too few for a median"
 
 
 def test_the_page_says_how_the_checks_beside_healthy_starts_went() -> None:
@@ -70,8 +71,9 @@ def test_the_page_says_how_the_checks_beside_healthy_starts_went() -> None:
 
 
 def test_a_warm_up_start_does_not_count() -> None:
-    warm_up = life("healthy", OVERLAP, 300.0, counts=False)
-    assert met("a healthy start", warm_up, life("healthy", ALONE, 100.0), life("healthy", OVERLAP, 100.0)) is True
+    warm_ups = [life("healthy", OVERLAP, 300.0, counts=False)] * 3
+    starts = [life("healthy", kind, 100.0) for kind in (ALONE, OVERLAP)] * 3
+    assert met("a healthy start", *warm_ups, *starts) is True
 
 
 def test_what_was_not_run_is_neither_met_nor_missed() -> None:
@@ -92,6 +94,17 @@ def test_an_unchecked_hang_may_cost_one_attempt_up_to_its_verdict(failures: int,
     assert met("not checked", life("healthy", OVERLAP, 100.0), hang) is reached
 
 
+def test_a_hang_that_was_cut_off_before_its_time_was_up_is_neither_met_nor_missed() -> None:
+    healthy = life("healthy", OVERLAP, 100.0)
+    for limit_s, reached in ((119, None), (120, False)):
+        assert met("peer-to-peer broken", healthy, life("p2p-hang", OVERLAP, None, limit_s=limit_s)) is reached
+    assert met("peer-to-peer broken", life("p2p-hang", OVERLAP, None)) is None, "with nothing to compare with"
+    twice = [attempt("base", "stalled"), attempt("p2p-off", "stalled"), attempt("eager", "running")]
+    cut = {"limit_s": 119, "first_verdict_s": 40.0}
+    assert met("not checked", healthy, life("p2p-hang", OFF, None, **cut)) is None
+    assert met("not checked", healthy, life("p2p-hang", OFF, None, **cut, attempts=twice)) is False, "two have failed"
+
+
 def test_a_rehearsal_without_gpus_reaches_no_goal() -> None:
     rehearsed = results(life("healthy", OVERLAP, 100.0), life("healthy", ALONE, 100.0))
     rehearsed["hardware"] |= {"gpus": [], "gpu_bytes": []}
@@ -103,6 +116,9 @@ def test_a_rehearsal_without_gpus_reaches_no_goal() -> None:
 def test_runs_on_the_same_grounds_are_compared_and_others_are_not() -> None:
     first, second = results(life("healthy", OVERLAP, 100.0)), results(life("p2p-hang", OVERLAP, 110.0))
     assert [len(one.lives) for one in settings({"a.json": first, "b.json": second})] == [2]
+    for later, together in (("05:59", [2]), ("06:01", [1, 1])):
+        second["hardware"]["date"] = f"2026-11-25 {later}"
+        assert [len(one.lives) for one in settings({"b.json": second, "a.json": first})] == together
     other = results(life("p2p-hang", OVERLAP, 110.0), model="72b")
     assert [len(one.lives) for one in settings({"a.json": first, "b.json": other})] == [1, 1]
 
