@@ -17,7 +17,7 @@ from mgpu_llm import life, questions
 from mgpu_llm.adapters import journal, streams
 from mgpu_llm.adapters.systemd import SystemdNotifier
 from mgpu_llm.config import files
-from mgpu_llm.startup import CannotStartError
+from mgpu_llm.startup import BAD_CONFIG, CannotStartError
 
 #: A fault of ours (sysexits.h); the other exit statuses are the core's (0, 65, 69), those of a start and of a wrong command line.
 FAULT: Final = 70
@@ -101,7 +101,8 @@ def main(
             answer = life.supervise(config_file, notifier)
         sys.exit(asyncio.run(answer))
     except CannotStartError as problem:
-        streams.tell(problem.message, sys.stderr)
+        if not journal.cannot_start(problem.message, problem.status, config=problem.status == BAD_CONFIG):
+            streams.tell(problem.message, sys.stderr)
         # The first line is what `systemctl status` shows of a start that failed.
         notifier.status(problem.message.partition("\n")[0])
         sys.exit(problem.status)

@@ -28,10 +28,11 @@ def logging_as_before() -> Iterator[None]:
 
 
 class Journal:
-    """A file that stands for the journal's stream: JOURNAL_STREAM names its device and inode."""
+    """A file that stands for the journal's stream: JOURNAL_STREAM names its device and inode. Its socket is not there."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.socket = path.with_name("no-socket")
         self.stream = path.open("w", encoding="utf-8")
         found = path.stat()
         self.environ = {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}
@@ -44,7 +45,7 @@ class Journal:
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
     made = Journal(tmp_path / "journal")
-    configure("debug", made.environ, made.stream)
+    configure("debug", made.environ, made.stream, socket=made.socket)
     yield made
     made.stream.close()
 
@@ -122,7 +123,7 @@ def test_an_engine_line_of_nobody_and_with_controls_is_still_one_line(journal: J
 def test_what_is_below_the_level_is_left_out(tmp_path: Path) -> None:
     made = Journal(tmp_path / "journal")
     with made.stream:
-        configure("warning", made.environ, made.stream)
+        configure("warning", made.environ, made.stream, socket=made.socket)
         structlog.get_logger().info("attempt.started")
         engine_line("APIServer", "Route: /ping", "info")
         engine_line("APIServer", "out of memory", "error")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from mgpu_llm.core import report
 from mgpu_llm.core.effects import (
     AbandonIncident,
+    Announce,
     Exit,
     ExtendTimeout,
     KillEngine,
+    Level,
     NotifyStopping,
     TerminateEngine,
 )
@@ -238,6 +240,15 @@ def test_nothing_changes_a_daemon_that_has_failed() -> None:
 
 def test_dropped_lines_are_counted_and_told() -> None:
     world = loading()
-    world.send(LinesDropped(at=world.at, attempt=1, count=4000))
-    world.send(LinesDropped(at=world.at, attempt=1, count=2))
+    [first] = world.send(LinesDropped(at=world.at, attempt=1, count=4000))
+    assert isinstance(first, Announce)
+    assert (first.name, first.level, first.facts["count"]) == ("engine.lines-dropped", Level.WARNING, 4000)
+    assert world.send(LinesDropped(at=world.at, attempt=1, count=2)) == ()
     assert world.state.run.lines_dropped == 4002
+
+
+def test_of_a_long_flood_dropped_lines_are_told_each_time_they_have_doubled() -> None:
+    world = loading()
+    told = [len(world.send(LinesDropped(at=world.at, attempt=1, count=1000))) for _ in range(1000)]
+    assert sum(told) == len(range(10, (1_000_000).bit_length() + 1))
+    assert world.state.run.lines_dropped == 1_000_000

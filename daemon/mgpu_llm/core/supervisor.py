@@ -11,7 +11,7 @@ from typing import assert_never
 
 from mgpu_llm.core import decision, ending, preflighting, serving, starting
 from mgpu_llm.core.diagnosis import Diagnosis
-from mgpu_llm.core.effects import Announce, EndPreflight, Exit, NotifyStopping, RememberRung
+from mgpu_llm.core.effects import Announce, EndPreflight, Exit, Level, NotifyStopping, RememberRung
 from mgpu_llm.core.events import (
     EngineEvent,
     Event,
@@ -48,7 +48,7 @@ def step(state: State, event: Event, policy: Policy) -> Step:
     if isinstance(event, ForgetRequested):
         return _forget(state, event)
     if isinstance(event, LinesDropped):
-        return replace(state, run=replace(state.run, lines_dropped=state.run.lines_dropped + event.count)), ()
+        return _dropped(state, event)
     match state:
         case Stopped():
             return _stopped(state, event, policy)
@@ -76,6 +76,15 @@ def _forget(state: State, event: ForgetRequested) -> Step:
         return state, ()
     forgotten = Announce(name="rung.forgotten", facts={"rung": known.rung, "why": f"asked by {event.by}"})
     return replace(state, run=replace(state.run, known=None, forgotten=True)), (forgotten, RememberRung(known=None))
+
+
+def _dropped(state: State, event: LinesDropped) -> Step:
+    """Every line counts. It is told once a second at first, then whenever they are twice as many: a flood may last for hours."""
+    before, now = state.run.lines_dropped, state.run.lines_dropped + event.count
+    facts = {"attempt": event.attempt, "count": now, "why": "the engine prints faster than its lines can be judged"}
+    told = Announce(name="engine.lines-dropped", level=Level.WARNING, facts=facts)
+    doubled = now.bit_length() > before.bit_length()
+    return replace(state, run=replace(state.run, lines_dropped=now)), (told,) if doubled else ()
 
 
 def _stopped(state: Stopped, event: Event, policy: Policy) -> Step:
