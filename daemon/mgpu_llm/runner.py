@@ -18,7 +18,7 @@ from mgpu_llm.adapters.engine.aside import answered, aside
 from mgpu_llm.adapters.gpus import GpusUnobserved
 from mgpu_llm.adapters.incidents import NoIncidentError
 from mgpu_llm.adapters.systemd import SystemdNotifier
-from mgpu_llm.core import engine_log, report, supervisor
+from mgpu_llm.core import engine_log, report, supervisor, whereabouts
 from mgpu_llm.core.effects import (
     Announce,
     Effect,
@@ -111,6 +111,7 @@ class Runner:
                     self._tell_the_time()
                 before = self._state
                 self._state, effects = supervisor.step(before, event, self._policy)
+                journal.about(whereabouts.of(self._state))
                 self._outside.chronicle.stepped(before, event, self._state, self._policy)
                 for effect in effects:
                     await self._carry_out(effect)
@@ -199,7 +200,7 @@ class Runner:
             line = engine_log.parse(event.text)
             # Our own probes, every few seconds for months, would bury everything else.
             level = Level.DEBUG if engine_log.is_chatter(line.message) else line.level
-            journal.engine_line(line.process, line.message, level)
+            journal.engine_line(line.process, line.message, level, event.attempt)
 
     async def _carry_out(self, effect: Effect) -> None:
         notifier = self._audience.notifier
