@@ -29,6 +29,7 @@ SETTINGS: Final[Mapping[str, object]] = {
     "retries.jitter": 0,
     "stop.grace": 15,
     "stop.kill_deadline": 15,
+    "metrics.listen": "off",
 }
 
 

@@ -102,6 +102,9 @@ args = {json.dumps([*(ENGINE_ARGS if self.eager else SMALL_ARGS), *self.args])}
 use = "none"
 tensor_parallel = {self.tensor_parallel}
 
+[metrics]
+listen = "off"
+
 [daemon]
 runtime_dir = {json.dumps(str(runtime_dir))}
 state_dir = {json.dumps(str(self.state_dir))}

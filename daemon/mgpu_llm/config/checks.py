@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from mgpu_llm.config import engine_args as options
+from mgpu_llm.config.address import address
 from mgpu_llm.config.arguments import argument_problems
 from mgpu_llm.config.endpoint import listening
 from mgpu_llm.config.fitting import Fitting, fit_problems, weight_problems
@@ -59,6 +60,7 @@ def check(
         *(_engine(loaded, environ, run_as) if engine_starts else ()),
         *argument_problems(loaded),
         *(_address(loaded) if engine_starts and not engine_runs else ()),
+        *_metrics(loaded),
         *_runtime_folder(loaded),
         *_gpus(loaded, environ, gpu_count),
     ]
@@ -165,6 +167,14 @@ def _address(loaded: Loaded) -> Iterator[ConfigProblem]:
         place = ("engine", "args" if options.has(args, options.PORT) else "port")
         where = f"port {server.port} of {quoted(server.host)}"
         yield loaded.problem(place, f"cannot listen on {where}: {trouble}", hint="free it, or set another")
+
+
+def _metrics(loaded: Loaded) -> Iterator[ConfigProblem]:
+    """The daemon is there first, and vLLM would fail of it."""
+    where, server = address(loaded.config.metrics.listen), listening(loaded.config)
+    if where is not None and server.uds is None and where[1] == server.port:
+        found = quoted(loaded.config.metrics.listen)
+        yield loaded.problem(("metrics", "listen"), found, expected=f"another port than the engine's, {server.port}")
 
 
 def _runtime_folder(loaded: Loaded) -> Iterator[ConfigProblem]:

@@ -10,6 +10,7 @@ from typing import Annotated, Final, Literal, NoReturn
 from pydantic import AfterValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
+from mgpu_llm.config.address import address
 from mgpu_llm.control_api import SOCKET_NAME
 from mgpu_llm.core.remedies import Area
 from mgpu_llm.core.slices import ONE_SLICE, is_slice
@@ -79,6 +80,12 @@ def _room_for_socket(path: str) -> str:
     return path
 
 
+def _listened_on(text: str) -> str:
+    if text != OFF and address(text) is None:
+        refuse(LISTEN)
+    return text
+
+
 def _used_gpus(value: object) -> Literal["all", "none"] | tuple[int | str, ...]:
     if value == "all" or value == "none":
         return value
@@ -110,6 +117,8 @@ def _is_uuid(gpu: object) -> bool:
     return isinstance(gpu, str) and re.fullmatch(r"(?:GPU|MIG)-[0-9a-f][0-9a-f-]*", gpu) is not None
 
 
+OFF: Final = "off"
+LISTEN: Final = '"off", or an IP address and a port such as "127.0.0.1:19400"'
 USE: Final = '"all", "none", a list of indices or of UUIDs'
 SPARES: Final = "a list of indices or of UUIDs"
 _AREA: Final = ", ".join(f'"{area}"' for area in Area)
@@ -120,6 +129,7 @@ Folders = Annotated[
     tuple[Folder, ...], AfterValidator(_one_at_least), Expected("an array of absolute paths", item="an absolute path")
 ]
 SocketFolder = Annotated[Folder, AfterValidator(_room_for_socket)]
+Listen = Annotated[str, AfterValidator(_listened_on), Expected(LISTEN)]
 Argument = Annotated[str, AfterValidator(_passable), AfterValidator(_one_argument)]
 Environment = Annotated[
     dict[Annotated[str, AfterValidator(_variable)], Annotated[str, AfterValidator(_passable)]],

@@ -22,6 +22,7 @@ from mgpu_llm.config.fields import (
     Folders,
     Fraction,
     Kept,
+    Listen,
     Mebibytes,
     SocketFolder,
     SpareGpus,
@@ -194,6 +195,13 @@ class IncidentsSettings(RecordsSettings):
     max_size: Mebibytes = 100
 
 
+class MetricsSettings(Table):
+    """Where metrics are served for Prometheus. Exporters have 9100 to 9999 among them, engines 8000 and what follows, and above
+    32767 ports belong to outgoing connections."""
+
+    listen: Listen = "127.0.0.1:19400"
+
+
 class DaemonSettings(Table):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Expected('"debug", "info", "warning" or "error"')
@@ -264,6 +272,7 @@ class Config(Table):
     stop: StopSettings = StopSettings()
     records: RecordsSettings = RecordsSettings()
     incidents: IncidentsSettings = IncidentsSettings()
+    metrics: MetricsSettings = MetricsSettings()
     daemon: DaemonSettings = DaemonSettings()
     ladder: LadderSettings = LadderSettings()
 
