@@ -26,7 +26,9 @@ TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 FRESH_S: Final = 1.0
 #: Prometheus needs one connection, and so does a curious admin.
 MOST_CLIENTS: Final = 32
-BACKLOG: Final = 32
+#: So many may come while the loop is busy; beyond that the kernel lets them try again a second later. The loop takes them all in
+#: one turn, at some 50 us each.
+BACKLOG: Final = 256
 #: An answer is given at once. Who stays longer than this, or at most twice this, holds a file descriptor for nothing.
 LONGEST_S: Final = 5.0
 GOODBYE_S: Final = 1.0
