@@ -1,6 +1,7 @@
 """packaging/install: what it puts where, that it works there, and that it takes all of it away again."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ TREE = [
     "usr/local/bin/mgpuctl",
     "usr/local/bin/mgpud",
     VENV,
+    "usr/local/lib/systemd/catalog/mgpu-llm.catalog",
+    "usr/local/lib/systemd/system/mgpu-llm-devices.service",
     "usr/local/lib/systemd/system/mgpu-llm.service",
     "usr/local/lib/sysusers.d/mgpu-llm.conf",
     "usr/local/lib/tmpfiles.d/mgpu-llm.conf",
@@ -126,6 +129,24 @@ def test_the_unit_is_verified_by_systemd_without_a_remark(installed: BootedSyste
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_the_unit_is_as_little_exposed_as_its_comments_say(installed: BootedSystemd) -> None:
+    told = installed.must("systemd-analyze", "security", "--offline=yes", "--no-pager", "mgpu-llm.service")
+    (level,) = re.findall(r"Overall exposure level for mgpu-llm\.service: ([\d.]+)", told)
+    assert float(level) <= 2.2, told
+
+
+def test_the_service_can_write_its_own_places_and_no_others(installed: BootedSystemd) -> None:
+    places = "/etc /usr/local /var/lib /var/log /home /root /boot /proc/sys/kernel /sys/kernel"
+    script = f"for place in {places}; do (: >$place/written) 2>/dev/null && exit 1; done; : >/run/lock/written; exit 65"
+    assert run_as_the_service(installed, script)["ExecMainStatus"] == "65"
+
+
+def test_the_service_gains_no_privileges_and_sees_no_device_but_gpus(installed: BootedSystemd) -> None:
+    script = "grep -q '^NoNewPrivs:.1$' /proc/self/status && grep -q '^CapBnd:.0*$' /proc/self/status || exit 1\n"
+    script += "for other in mount unshare chroot; do $other / 2>/dev/null && exit 2; done; : <>/dev/kmsg && exit 3\nexit 65"
+    assert run_as_the_service(installed, script)["ExecMainStatus"] == "65"
+
+
 def test_a_unit_with_a_misspelt_setting_is_not_verified(installed: BootedSystemd) -> None:
     unit = installed.must("systemctl", "cat", "mgpu-llm.service").replace("WatchdogSec", "WatchdogSecs")
     installed.write("/tmp/mgpu-llm-misspelt.service", unit)
@@ -135,7 +156,7 @@ def test_a_unit_with_a_misspelt_setting_is_not_verified(installed: BootedSystemd
 
 def test_the_service_user_has_the_groups_of_gpu_nodes_and_owns_its_directories(installed: BootedSystemd) -> None:
     groups = installed.must("id", "-nG", "mgpu-llm").split()
-    assert {"mgpu-llm", "video", "render"} == set(groups)
+    assert {"mgpu-llm", "video", "render", "systemd-journal"} == set(groups)
     owners = installed.must("stat", "-c", "%U:%G %a", "/var/lib/mgpu-llm", "/var/cache/mgpu-llm")
     assert owners.splitlines() == ["mgpu-llm:mgpu-llm 750"] * 2
 
@@ -195,6 +216,7 @@ def upgrade(installed: BootedSystemd) -> None:
     assert installed.must("ls", "/usr/local/lib/mgpu-llm") == "venv\n"
     assert not (installed.root / VENV / "of-the-old-version").exists()
     installed.must("/usr/local/bin/mgpuctl", "--help")
+    assert "mgpu-llm: The engine stalled" in installed.must("journalctl", "--list-catalog")
     assert installed.show("mgpu-llm", "LoadState", "NeedDaemonReload") == {
         "LoadState": "loaded",
         "NeedDaemonReload": "no",
@@ -244,6 +266,7 @@ def test_another_prefix_has_its_unit_in_etc_and_the_unit_starts_what_is_there(sm
         "opt/mgpu/bin/mgpuctl",
         "opt/mgpu/bin/mgpud",
         "opt/mgpu/lib/mgpu-llm/venv",
+        "usr/local/lib/systemd/catalog/mgpu-llm.catalog",
     ]
     unit = (dest / "etc/systemd/system/mgpu-llm.service").read_text()
     assert "ExecStart=/opt/mgpu/bin/mgpud --config /etc/mgpu-llm/mgpu-llm.toml\n" in unit
