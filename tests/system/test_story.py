@@ -73,6 +73,7 @@ def test_systemctl_start_returns_once_the_stalled_load_was_cured_and_stop_leaves
     ]
     assert [name for name in story if name in wanted] == wanted
     assert "stalled in distributed-init: nothing moved for" in journal
+    assert any("stand in _spin_for_ever" in seen for seen in status["attempts"][0]["evidence"]), "py-spy may look"
 
     assert host.run("systemctl", "stop", "mgpu-llm", timeout_s=120).returncode == 0
     after = host.show(UNIT, "ActiveState", "Result")
