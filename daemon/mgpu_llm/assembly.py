@@ -13,20 +13,22 @@ from mgpu_llm.config.endpoint import Listening, endpoint, listening
 from mgpu_llm.config.fitting import Fitting
 from mgpu_llm.config.ladder import to_ladder
 from mgpu_llm.config.schema import Config
+from mgpu_llm.core import unusable
 from mgpu_llm.core.endpoint import Endpoint
 from mgpu_llm.core.history import launch_key
-from mgpu_llm.core.ladder import Ladder, Nvlink
+from mgpu_llm.core.ladder import BASE, Ladder, Nvlink, Rung
 from mgpu_llm.core.launch import Server, argv
 from mgpu_llm.core.preflight import When
 from mgpu_llm.core.report import Identity
-from mgpu_llm.core.states import Policy
+from mgpu_llm.core.states import Fail, Policy, Run
 from mgpu_llm.host import Found, Versions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything that the config decides. `uuids` maps the entries of CUDA_VISIBLE_DEVICES to NVML's UUIDs, spares included, and
-    `parts` those of divided GPUs to those of their MIG slices.
+    `parts` those of divided GPUs to those of their MIG slices. Lost GPUs are in neither: the config's are in `out`, by entry,
+    each with why, and the others of this host in `lost`.
     `driver_told`: the GPUs are what the driver says of them, and not only what the config calls them. `fitting` is whether the
     model fits them, None where nobody can tell, and `held_bytes` what is used of each now and what it has. `versions` are known
     of a plan to be run."""
@@ -44,6 +46,13 @@ class Plan:
     fitting: Fitting | None = None
     held_bytes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     versions: Versions = field(default_factory=Versions)
+    out: Mapping[str, str] = field(default_factory=dict)
+    lost: Mapping[str, str] = field(default_factory=dict)
+
+    def begins(self) -> Rung | Fail:
+        """The first rung where none is remembered: the base, or as near to it as the GPUs that are left allow. Fail where they
+        do not suffice."""
+        return unusable.around(Run(out=self.out), BASE, self.policy)
 
 
 def plan(
@@ -57,7 +66,8 @@ def plan(
     model fits the GPUs, None where nobody can tell."""
     server = launching.to_server(config, command)
     where = endpoint(config, environ)
-    uuids = {**(found.uuids or {}), **found.spares}
+    named = {**(found.uuids or {}), **found.spares}
+    uuids = {entry: uuid for entry, uuid in named.items() if entry not in found.out}
     ladder = to_ladder(
         config,
         launching.to_base_launch(config, None if found.uuids is None else tuple(found.uuids)),
@@ -82,6 +92,8 @@ def plan(
         parts=found.parts,
         fitting=fitted,
         held_bytes=found.held_bytes,
+        out=found.out,
+        lost=found.lost,
     )
 
 

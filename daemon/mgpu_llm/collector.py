@@ -217,6 +217,9 @@ class Collector:
         for gpu in inventory:
             one: dict[str, Any] = {"index": gpu.index, "uuid": gpu.uuid, "name": gpu.name}
             one["of_the_launch"] = str(gpu.index) in (keep.launch.gpus or ())
+            if gpu.lost:
+                told.append({**one, "unobserved": gpu.lost})
+                continue
             try:
                 (reading,) = await self._gpus.read((gpu.uuid,), 1.0)
             except GpusUnobserved as silence:

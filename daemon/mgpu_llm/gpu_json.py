@@ -40,12 +40,13 @@ class GpuReport:
         `mig_slices` has the two as well; each of its processes is {"pid", "kind", "used_bytes", "user", "command",
         "of_the_engine": bool}. A pair is {"gpus": [index, index], "path", "nvlink", "p2p_read", "p2p_write"}, as told.GpuPair has
         them. Missing are those of `configured` that the driver does not list.
-        `configured` and `in_use` are UUIDs, `engine` the pids of this engine. Raises GpusUnobserved.
+        `configured` and `in_use` are UUIDs, or indices of GPUs that do not tell theirs; `engine` are the pids of this engine.
+        Raises GpusUnobserved.
         """
         host = await self._driver.details(deadline_s)
         pids = {process.pid for gpu in host.gpus for process in gpu.processes or ()}
         owners, commands = await self._owners(sorted(pids)[:MOST_PROCESSES])
-        listed = {uuid for gpu in host.gpus for uuid in (gpu.uuid, *_parts(gpu))}
+        listed = {name for gpu in host.gpus for name in _names(gpu)}
         return {
             "driver": host.driver,
             "cuda": host.cuda,
@@ -94,7 +95,7 @@ def _gpu(
 
 
 def _roles(gpu: GpuDetails, configured: Collection[str], in_use: Collection[str]) -> dict[str, Any]:
-    mine = {gpu.uuid, *_parts(gpu)}
+    mine = set(_names(gpu))
     slices = gpu.mig_slices and [
         {**asdict(part), "configured": part.uuid in configured, "in_use": part.uuid in in_use}
         for part in gpu.mig_slices
@@ -104,6 +105,10 @@ def _roles(gpu: GpuDetails, configured: Collection[str], in_use: Collection[str]
         "configured": not mine.isdisjoint(configured),
         "in_use": not mine.isdisjoint(in_use),
     }
+
+
+def _names(gpu: GpuDetails) -> tuple[str, ...]:
+    return (str(gpu.index), *([gpu.uuid] if gpu.uuid else []), *_parts(gpu))
 
 
 def _parts(gpu: GpuDetails) -> list[str]:

@@ -27,7 +27,8 @@ class Found:
     """The configured GPUs. `uuids` and `spares` have NVML's UUIDs by entry of CUDA_VISIBLE_DEVICES, in the config's order;
     `uuids` is None where the config wants no GPUs. `parts` has the UUIDs of the MIG slices of each divided GPU of this host, by
     its own. `memory_bytes` is what each of those in use has, in the config's order, and `held_bytes` what is used of it now and
-    what there is, by entry; a GPU that does not tell is not in it."""
+    what there is, by entry; a GPU that does not tell is not in it. `out` are those of `uuids` and `spares` that are lost, by
+    entry, each with why, and `lost` those that the config does not mean; their UUIDs may be ""."""
 
     uuids: Mapping[str, str] | None = None
     spares: Mapping[str, str] = field(default_factory=dict)
@@ -35,6 +36,8 @@ class Found:
     memory_bytes: tuple[int, ...] = ()
     held_bytes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     nvlink: Nvlink = Nvlink.NONE
+    out: Mapping[str, str] = field(default_factory=dict)
+    lost: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,20 +65,27 @@ async def find_gpus(loaded: Loaded, driver: Gpus) -> Found | ConfigProblem | Gpu
     place = "use"
     try:
         inventory = await driver.inventory()
+        _some_left(inventory)
         chosen = resolve(wanted.use, inventory)
         place = "spares"
         together = chosen if wanted.use == "all" else resolve((*wanted.use, *wanted.spares), inventory)
+        # Which lost GPU a name is taken for may depend on the others that are named.
+        chosen = together[: len(chosen)]
     except GpusUnobserved as silence:
         return silence
     except ValueError as error:
         return loaded.problem(("gpus", place), str(error))
+    meant = {gpu.index for gpu in together}
+    sound = [gpu for gpu in chosen if not gpu.lost]
     return Found(
         uuids=_by_entry(chosen),
         spares=_by_entry(together[len(chosen) :]),
         parts={gpu.uuid: tuple(part.uuid for part in gpu.slices if part.uuid) for gpu in inventory if gpu.slices},
-        memory_bytes=tuple(gpu.memory_total_bytes for gpu in chosen),
-        held_bytes=await _held(driver, chosen),
-        nvlink=await _nvlink(driver, [gpu.uuid for gpu in chosen]),
+        memory_bytes=_memory(chosen, together),
+        held_bytes=await _held(driver, sound),
+        nvlink=await _nvlink(driver, [gpu.uuid for gpu in sound]),
+        out={gpu.entry: gpu.lost for gpu in together if gpu.lost},
+        lost={gpu.entry: gpu.lost for gpu in inventory if gpu.lost and gpu.index not in meant},
     )
 
 
@@ -117,6 +127,20 @@ async def one_process_only(driver: Gpus, uuids: Collection[str]) -> bool:
     except GpusUnobserved:
         return False
     return any(gpu.uuid in uuids and (gpu.compute_mode or "").startswith("exclusive") for gpu in told.gpus)
+
+
+def _some_left(inventory: Sequence[Gpu]) -> None:
+    """Raises GpusUnobserved where every GPU of this host is lost."""
+    if inventory and all(gpu.lost for gpu in inventory):
+        told = "; ".join(f"GPU {gpu.index}: {gpu.lost}" for gpu in inventory)
+        raise GpusUnobserved(f"no GPU of this host can be used: {told}; reset them, or reboot the host")
+
+
+def _memory(chosen: Sequence[Gpu], together: Sequence[Gpu]) -> tuple[int, ...]:
+    """What each of the chosen GPUs has. A lost one counts with the least of those that are left, one of which has to stand in for
+    it: so what cannot fit is still known."""
+    least = min((gpu.memory_total_bytes for gpu in together if not gpu.lost), default=0)
+    return tuple(least if gpu.lost else gpu.memory_total_bytes for gpu in chosen)
 
 
 def _by_entry(gpus: Sequence[Gpu]) -> dict[str, str]:

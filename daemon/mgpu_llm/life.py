@@ -120,6 +120,8 @@ async def _run(
         model=plan.identity.model,
         url=plan.identity.url,
     )
+    for gpu, why in plan.lost.items():
+        log.warning("gpu.lost", gpu=gpu, why=why, consequence="none here: the config does not name it")
     events: asyncio.Queue[Event] = asyncio.Queue()
     follow = partial(kernel_follower.follow, clock, kernel.tells)
     observer = Observer(driver, plan.uuids, clock, events.put_nowait, follow)
@@ -161,7 +163,7 @@ async def _run(
     audience = Audience(notifier=notifier, console=console, watchdog_interval_s=watchdog_interval_s(os.environ))
     policy = replace(plan.policy, past=chronicle.past, incidents=str(incidents.folder or ""))
     chronicle.forget_outdated(policy)
-    runner = Runner(policy, plan.identity, clock, events, outside, audience, GpuReport(driver))
+    runner = Runner(policy, plan.identity, clock, events, outside, audience, GpuReport(driver), plan.out)
     async with control_socket.serving(runtime_dir, runner):
         try:
             return await runner.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mgpu_llm.core import launch as launches
@@ -12,15 +13,16 @@ from mgpu_llm.core.redaction import Redactor, secrets_of
 from mgpu_llm.core.states import Policy
 
 
-def plan_to_json(policy: Policy, cause: str) -> dict[str, Any]:
+def plan_to_json(policy: Policy, cause: str, out: Mapping[str, str]) -> dict[str, Any]:
     """{"cause": str, "plans": [{"cause", "summary", "wants": [str], "status": int, "rungs": [...], "outs": [...]}]}: a plan for
-    each way in which the cause may show, which ends with the exit status. Raises ValueError for an unknown cause.
+    each way in which the cause may show, which ends with the exit status. `out` are GPUs that must not be used, as in Run. Raises
+    ValueError for an unknown cause.
 
     A rung is {"name", "tries": int, "changes": [str], "cost", "argv": [str], "env": {str: str}}: `env` is what is set for the
     engine on top of what it inherits; in rungs other than the base only what differs from the base's. Secrets are "..." in
     both. An out is {"what", "why", "forbidden": bool}.
     """
-    plans = planning.plans(policy, cause)
+    plans = planning.plans(policy, cause, out)
     launches_of = [policy.launch(planned.rung) for plan in plans for planned in plan.rungs]
     secrets = frozenset[str]().union(*(secrets_of(launch.env, launch.args) for launch in launches_of))
     document: dict[str, Any] = Redactor(secrets).tree(

@@ -12,7 +12,7 @@ from mgpu_llm.adapters.preflight import Patience, Preflight
 from mgpu_llm.assembly import Plan
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.core import launch, transports
-from mgpu_llm.core.ladder import BASE
+from mgpu_llm.core.states import Fail
 from mgpu_llm.doctor import probe
 from mgpu_llm.doctor.finding import Finding
 from mgpu_llm.startup import CannotStartError
@@ -26,8 +26,8 @@ async def probed(
     force: bool,
     patience: Patience | None = None,
 ) -> list[Finding]:
-    """What the GPUs of the config's base rung do under the engine's own Python and environment. With `force` also where somebody
-    uses them. Takes probe.DEADLINE_S at most; nothing of it is left then. Raises nothing but CancelledError."""
+    """What the GPUs of the first rung of a start do under the engine's own Python and environment. With `force` also where
+    somebody uses them. Takes probe.DEADLINE_S at most; nothing of it is left then. Raises nothing but CancelledError."""
     if loaded is None:
         return [probe.SUBJECT.unknown(probe.NAME, "without a config nobody knows which GPUs to probe, and with what")]
     try:
@@ -35,13 +35,17 @@ async def probed(
     except CannotStartError as problem:
         why = f"the config must be right first: {problem.message.partition(chr(10))[0]}"
         return [probe.SUBJECT.unknown(probe.NAME, why, "see the problems above")]
-    gpus = transports.ranks(plan.policy.ladder, BASE)
+    rung = plan.begins()
+    if isinstance(rung, Fail):
+        return [
+            probe.SUBJECT.unknown(probe.NAME, f"no start would come to them: {rung.message}", "see the problems above")
+        ]
+    gpus = transports.ranks(plan.policy.ladder, rung)
     if not gpus:
         return [probe.SUBJECT.ok(probe.NAME, "the config uses no GPUs")]
     if not force and (busy := await _busy(plan, driver, gpus)):
         return [busy]
-    base = plan.policy.launch(BASE)
-    environment = launch.environment(environ, base)
+    environment = launch.environment(environ, plan.policy.launch(rung))
     preflight = Preflight(
         python=python_of(plan.server.command, environment),
         memory=None,
@@ -51,7 +55,7 @@ async def probed(
         patience=patience,
     )
     checked = await preflight.check(
-        {gpu: plan.uuids[gpu] for gpu in gpus}, environment, transports.asked(plan.policy.ladder, BASE)
+        {gpu: plan.uuids[gpu] for gpu in gpus}, environment, transports.asked(plan.policy.ladder, rung)
     )
     return list(probe.findings(checked, gpus))
 

@@ -14,9 +14,11 @@ import click
 from mgpu_llm import probing, reservation, startup
 from mgpu_llm.adapters import instance_lock, state_dir, streams
 from mgpu_llm.adapters.gpus import Gpus, GpusUnobserved
+from mgpu_llm.assembly import Plan
 from mgpu_llm.config import files, fitting, parse
-from mgpu_llm.core import planning
+from mgpu_llm.core import planning, unusable
 from mgpu_llm.core.launch import differences
+from mgpu_llm.core.states import Fail, Run
 from mgpu_llm.doctor import finding
 from mgpu_llm.doctor.account import account
 from mgpu_llm.doctor.examination import examine
@@ -35,7 +37,7 @@ async def plan(config_file: Path, cause: str) -> int:
     """Print as JSON what would be tried against a cause; returns the exit status. Raises CannotStartError."""
     planned = await startup.foreseen(parse.load(config_file), Gpus(), os.environ)
     try:
-        document = plan_to_json(planned.policy, cause)
+        document = plan_to_json(planned.policy, cause, planned.out)
     except ValueError as error:
         near = get_close_matches(cause, planning.causes(), 1)
         hint = f'; did you mean "{near[0]}"?' if near else ""
@@ -46,6 +48,7 @@ async def plan(config_file: Path, cause: str) -> int:
             "known here; on the host the plan may differ",
             err=True,
         )
+    _tell_lost(planned)
     _print(json.dumps(document, indent=2))
     return 0
 
@@ -86,7 +89,9 @@ async def check(config_file: Path) -> int:
     running = instance_lock.holder(Path(loaded.config.daemon.runtime_dir)) is not None
     planned = await startup.checked(loaded, Gpus(), os.environ, engine_runs=running)
     policy = planned.policy
-    rungs = [step.rung for step in planning.plans(policy)[0].rungs]
+    rungs = [step.rung for step in planning.plans(policy, out=planned.out)[0].rungs]
+    if isinstance(begins := planned.begins(), Fail):
+        raise CannotStartError(begins.status, begins.message)
     lines = [f"{config_file}: no problems; for a cause that nobody knows the ladder has {len(rungs)} rungs:"]
     for rung in rungs:
         changes = differences(policy.ladder.base, policy.launch(rung))
@@ -94,6 +99,7 @@ async def check(config_file: Path) -> int:
     fitted = planned.fitting
     lines += [f"  {line}" for line in (fitting.lines(fitted) if fitted is not None else ())]
     _print("\n".join(lines))
+    _tell_lost(planned)
     # What our own engine holds is no news.
     for remark in () if fitted is None else fitting.remarks(fitted, {} if running else planned.held_bytes):
         streams.tell(f"remark: {remark}", sys.stderr)
@@ -102,6 +108,12 @@ async def check(config_file: Path) -> int:
     if remark := state_dir.foreseen(planned.state_dir):
         streams.tell(f"remark: {remark}", sys.stderr)
     return 0
+
+
+def _tell_lost(planned: Plan) -> None:
+    elsewhere = [f"GPU {gpu} is lost, and this config does not name it: {why}" for gpu, why in planned.lost.items()]
+    for remark in (*unusable.in_words(Run(out=planned.out)), *elsewhere):
+        streams.tell(f"remark: {remark}", sys.stderr)
 
 
 def _is_there(file: Path) -> bool:

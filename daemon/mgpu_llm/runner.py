@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -18,7 +18,7 @@ from mgpu_llm.adapters.engine.aside import answered, aside
 from mgpu_llm.adapters.gpus import GpusUnobserved
 from mgpu_llm.adapters.incidents import NoIncidentError
 from mgpu_llm.adapters.systemd import SystemdNotifier
-from mgpu_llm.core import engine_log, report, supervisor, whereabouts
+from mgpu_llm.core import engine_log, report, supervisor, unusable, whereabouts
 from mgpu_llm.core.effects import (
     Announce,
     Effect,
@@ -70,7 +70,7 @@ class Runner:
     """One daemon's life, and what the control socket asks of it (`control_socket.Backend`).
 
     `events` is the loop's queue, `clock` gives monotonic seconds; everything in `outside` answers by putting events into
-    the queue.
+    the queue. `out` are GPUs that must not be used from the beginning, by entry of CUDA_VISIBLE_DEVICES, each with why.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Runner:
         outside: Outside,
         audience: Audience,
         report: GpuReport,
+        out: Mapping[str, str],
     ) -> None:
         self._policy = policy
         self._identity = identity
@@ -91,7 +92,8 @@ class Runner:
         self._audience = audience
         self._report = report
         self._performer = Performer(outside, clock, events.put_nowait, self._loading)
-        self._state: State = Stopped(run=Run(known=outside.chronicle.known))
+        run, self._out_told = unusable.noted(Run(known=outside.chronicle.known), out)
+        self._state: State = Stopped(run=run)
         self._ended: Exit | None = None
         self._fed_at = 0.0
         self._tell_the_time()
@@ -101,6 +103,8 @@ class Runner:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._asked_to_end, number)
+        for told in self._out_told:
+            await self._carry_out(told)
         self._performer.start(self._tick())
         self._events.put_nowait(StartRequested(at=self._clock()))
         try:
@@ -134,7 +138,7 @@ class Runner:
     def plan(self, cause: str) -> dict[str, Any]:
         known = self._state.run.known
         begins = {"rung": known.rung, "since": known.since} if known is not None else None
-        return {**plan_to_json(self._policy, cause), "begins": begins}
+        return {**plan_to_json(self._policy, cause, self._state.run.out), "begins": begins}
 
     def engine_lines(self, count: int) -> tuple[str, ...]:
         return self._outside.engine.tail.last(count)
@@ -146,7 +150,7 @@ class Runner:
         try:
             return await self._report.document(
                 DRIVER_S,
-                configured=tuple(uuids.values()),
+                configured=(*uuids.values(), *self._state.run.out),
                 in_use=[uuids[entry] for entry in visible if entry in uuids],
                 engine=pids or (),
             )

@@ -36,6 +36,7 @@ def test_the_inventory_names_every_gpu_by_index_uuid_name_and_memory(nvml: FakeN
             "memory_total_bytes": 151_000_000_000 + index,
             "slices": [],
             "whole": "",
+            "lost": "",
         }
         for index in range(count)
     ]
@@ -169,7 +170,7 @@ def test_a_gpu_that_is_lost_and_comes_back_is_read_again(nvml: FakeNvml, asked: 
     nvml.set([FakeGpu(), FakeGpu(lost=True)])
     assert asked.read(uuid(0), uuid(1))["unobserved"] == f'cannot read GPU "{uuid(1)}": GPU is lost (NVML error 15)'
     assert "answer" in asked.read(uuid(0))
-    assert asked.inventory()["unobserved"] == "cannot identify GPU 1: GPU is lost (NVML error 15)"
+    assert [gpu["lost"] for gpu in asked.inventory()["answer"]] == ["", "GPU is lost (NVML error 15)"]
     nvml.set([FakeGpu(), FakeGpu(used_bytes=9)])
     assert [reading["memory_used_bytes"] for reading in asked.read(uuid(1), uuid(0))["answer"]] == [9, 0]
 

@@ -86,3 +86,26 @@ def test_what_follows_a_rung_leaves_out_what_the_attempts_no_longer_allow() -> N
     ]
     one = policy(Launch(gpus=("0",), tensor_parallel=1, utilisation=0.8))
     assert walk(one, Run(), BASE) == ()
+
+
+def test_a_plan_is_led_around_gpus_that_are_out_as_every_start_would_be() -> None:
+    spared = replace(POLICY, ladder=replace(POLICY.ladder, spares=("GPU-c",)))
+    (plan,) = plans(spared, "nccl-p2p-unseen", {"GPU-b": "it is lost"})
+    assert [planned.rung.name for planned in plan.rungs][:2] == ["gpus-GPU-a,GPU-c", "gpus-GPU-a,GPU-c+p2p-off"]
+    (plan,) = plans(POLICY, out={"GPU-b": "it is lost"})
+    assert all(POLICY.launch(planned.rung).gpus == ("GPU-a",) for planned in plan.rungs)
+    assert (plan.rungs[0].rung.name, plan.status) == ("tp-1", 69)
+    assert plans(POLICY, out={"GPU-z": "it is lost"}) == plans(POLICY)
+
+
+def test_where_the_gpus_that_are_left_do_not_suffice_a_plan_has_no_rungs() -> None:
+    pinned = replace(POLICY, ladder=replace(POLICY.ladder, areas=BY_DEFAULT - {Area.GPUS}))
+    for cause in ("unknown", "engine-exited", "nccl-p2p"):
+        for plan in plans(pinned, cause, {"GPU-b": "it is lost"}):
+            assert (plan.rungs, plan.status) == ((), 69)
+    assert walk(pinned, Run(out={"GPU-b": "it is lost"}), BASE) == ()
+
+
+def test_what_follows_a_rung_whose_gpu_is_out_by_now_begins_without_that_gpu() -> None:
+    first, *_ = walk(POLICY, Run(attempt=1, tries=1, rung=BASE, out={"GPU-b": "it is lost"}), BASE)
+    assert first.rung.name == "tp-1"

@@ -13,6 +13,7 @@ from mgpu_llm.core.diagnosis import Clue, Diagnosis
 from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.ladder import BASE
 from mgpu_llm.core.progress import begin
+from mgpu_llm.core.remedies import BY_DEFAULT, Area
 from mgpu_llm.core.report import Identity
 from mgpu_llm.core.stall import DEFAULT_PATIENCE_S, FAILED_PATIENCE_S
 from mgpu_llm.core.states import (
@@ -200,6 +201,14 @@ def test_before_the_first_attempt_the_base_comes_next_and_so_it_does_once_stoppe
     for run in (Run(), RUN):
         standings = [rung.standing for rung in report.ladder(Stopped(run=run), POLICY)]
         assert standings == ["next", "later", "later", "later", "later"]
+
+
+def test_once_stopped_what_comes_next_is_led_around_gpus_that_are_out() -> None:
+    out = {"GPU-b": "it is lost"}
+    rungs = report.ladder(Stopped(run=replace(RUN, out=out)), POLICY)
+    assert [(rung.name, rung.standing) for rung in rungs][:2] == [("base", "tried"), ("tp-1", "next")]
+    pinned = replace(POLICY, ladder=replace(POLICY.ladder, areas=BY_DEFAULT - {Area.GPUS}))
+    assert [rung.name for rung in report.ladder(Stopped(run=Run(out=out)), pinned)] == ["base"]
 
 
 def _everywhere() -> list[World]:

@@ -63,6 +63,14 @@ def test_missing_is_what_the_config_names_and_the_driver_does_not_unless_a_gpu_h
     assert missing(None) == []
 
 
+def test_a_gpu_that_does_not_tell_its_uuid_is_the_configs_by_its_index() -> None:
+    for named, expected in (("0", True), ("1", False)):
+        document = asyncio.run(GpuReport(OneGpu(uuid=None)).document(1, configured=[named]))
+        assert (document["gpus"][0]["configured"], document["missing"]) == (expected, [])
+    document = asyncio.run(GpuReport(OneGpu()).document(1, configured=["0", "GPU-a"]))
+    assert document["missing"] == [], "back, it is still the one of that index"
+
+
 def test_a_slice_of_the_config_is_marked_with_its_gpu_and_is_not_missing() -> None:
     slices = tuple(
         MigSlice(index=at, uuid=name, memory_total_bytes=5, memory_used_bytes=1)

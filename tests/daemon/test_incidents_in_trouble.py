@@ -98,7 +98,8 @@ def test_a_program_that_does_not_answer_is_named_and_the_rest_is_kept(begin: Beg
 def test_with_gpus_their_state_their_holders_and_the_driver_are_kept_and_the_next_attempt_lets_nccl_talk(
     begin: Begin, nvml: FakeNvml, tmp_path: Path
 ) -> None:
-    nvml.set([FakeGpu(used_bytes=5 << 30, utilisation_percent=100, processes=((os.getpid(), 4 << 30),)), FakeGpu()])
+    busy = FakeGpu(used_bytes=5 << 30, utilisation_percent=100, processes=((os.getpid(), 4 << 30),))
+    nvml.set([busy, FakeGpu(), FakeGpu(lost=True)])
     settings = {**STALL, **careless_settings(tmp_path / "careless"), "gpus.use": [0, 1], "gpus.tensor_parallel": None}
     life = begin("hang-init unless tp<=1", settings, nvml.environment())
     life.wait_for(lambda status: status["attempt"] == 2 and status["pid"] is not None, LIMIT_S)
@@ -107,7 +108,8 @@ def test_with_gpus_their_state_their_holders_and_the_driver_are_kept_and_the_nex
     status = life.ready()
     assert all("NCCL_DEBUG" not in change for change in status["changes"])
     first, second, *_ = incidents(life)
-    gpus = json.loads((first / "gpus.json").read_text())["gpus"]
+    *gpus, lost = json.loads((first / "gpus.json").read_text())["gpus"]
+    assert (lost["index"], lost["of_the_launch"], lost["unobserved"]) == (2, False, "GPU is lost (NVML error 15)")
     assert [(gpu["used_bytes"], gpu["utilisation_percent"], gpu["of_the_launch"]) for gpu in gpus] == [
         (5 << 30, 100, True),
         (0, 0, True),

@@ -64,7 +64,7 @@ def runner(folder: Path, events: asyncio.Queue[Event]) -> Runner:
     )
     identity = Identity(version="0", model="toy", url=endpoint.url)
     audience = Audience(notifier=SystemdNotifier({}), console=Console(sys.stderr), watchdog_interval_s=None)
-    return Runner(POLICY, identity, clock, events, outside, audience, GpuReport(Gpus()))
+    return Runner(POLICY, identity, clock, events, outside, audience, GpuReport(Gpus()), {})
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,18 @@ def test_gpus_that_hand_over_wrong_data_are_a_problem_and_the_cure_is_told(tmp_p
     assert "p2p-off works" in told["fix"]
 
 
+def test_the_gpus_are_probed_that_are_left_to_a_start_or_none_where_they_do_not_suffice(
+    tmp_path: Path, nvml: FakeNvml
+) -> None:
+    nvml.set([FakeGpu(lost=True), FakeGpu()])
+    file = config(tmp_path)
+    told = by_name(doctor("--config", str(file), "--probe", environ=nvml.environment()))[probe.NAME]
+    assert (told["level"], told["seen"].startswith("GPU 1")) == ("ok", True), told
+    file.write_text(f'ladder.pin = ["gpus"]\n{file.read_text()}')
+    told = by_name(doctor("--config", str(file), "--probe", environ=nvml.environment()))[probe.NAME]
+    assert (told["level"], "no other GPUs suffice" in told["seen"]) == ("unknown", True)
+
+
 def test_without_a_config_that_is_right_nothing_is_probed(tmp_path: Path) -> None:
     async def probed(loaded: Loaded | None) -> Finding:
         (found,) = await probing.probed(loaded, Gpus(), {}, force=False)

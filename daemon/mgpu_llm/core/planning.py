@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from mgpu_llm.core import cures, decision
+from mgpu_llm.core import cures, decision, unusable
 from mgpu_llm.core.case import Failure
 from mgpu_llm.core.cures import Out
 from mgpu_llm.core.diagnosis import TABLE, Diagnosis
@@ -14,6 +15,7 @@ from mgpu_llm.core.remedies import DEFAULT_ORDER, Want
 from mgpu_llm.core.states import Ended, Fail, Policy, Run, Try
 
 UNKNOWN: Final = "unknown"
+NONE_OUT: Final[Mapping[str, str]] = {}
 _SUMMARIES: Final = {
     "engine-exited": "the engine ended while it loaded, for a reason that nobody knows",
     "died-while-serving": "the engine died too often while it served; each rung has several deaths",
@@ -31,7 +33,7 @@ class Planned:
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What happens where every attempt fails for the same cause: the rungs in order, what the cause wants and cannot have, and
-    with which exit status it ends."""
+    with which exit status it ends. There are no rungs where the GPUs that are left do not suffice for one."""
 
     cause: str
     summary: str
@@ -42,7 +44,7 @@ class Plan:
 
 
 def walk(policy: Policy, run: Run, rung: Rung) -> tuple[Planned, ...]:
-    """The rungs that would follow `rung` for a cause that nobody knows, as far as the attempts of `run` leave it."""
+    """The rungs that would follow `rung` for a cause that nobody knows, as far as the attempts of `run` and its GPUs leave it."""
     rungs, _ = _walk(
         policy,
         replace(
@@ -56,21 +58,21 @@ def walk(policy: Policy, run: Run, rung: Rung) -> tuple[Planned, ...]:
         ),
         _UNKNOWN,
     )
-    return rungs[1:]
+    return rungs[1:] if rungs and rungs[0].rung == rung else rungs
 
 
-def plans(policy: Policy, cause: str = UNKNOWN) -> tuple[Plan, ...]:
-    """What would be tried against `cause`: one plan for each way in which it may show. Raises ValueError for none of the known
-    causes."""
+def plans(policy: Policy, cause: str = UNKNOWN, out: Mapping[str, str] = NONE_OUT) -> tuple[Plan, ...]:
+    """What would be tried against `cause`: one plan for each way in which it may show. `out` are GPUs that must not be used, as
+    in Run. Raises ValueError for none of the known causes."""
     if cause in (UNKNOWN, "died-while-serving"):
-        return (_plan(policy, replace(_UNKNOWN, cause=cause), _SUMMARIES.get(cause, "")),)
+        return (_plan(policy, out, replace(_UNKNOWN, cause=cause), _SUMMARIES.get(cause, "")),)
     if cause == "engine-exited":
         retries = (Want.PLAIN_RETRY,) * (policy.crashes_per_rung - 1)
-        return (_plan(policy, _failure(cause, retries + DEFAULT_ORDER), _SUMMARIES[cause]),)
+        return (_plan(policy, out, _failure(cause, retries + DEFAULT_ORDER), _SUMMARIES[cause]),)
     rows = [row for row in TABLE if cause in (row.id, row.reported_as) and row.wants]
     if not rows:
         raise ValueError(f'there is no cause "{cause}"')
-    return tuple(_plan(policy, _failure(row.reported_as, row.wants), row.cause) for row in rows)
+    return tuple(_plan(policy, out, _failure(row.reported_as, row.wants), row.cause) for row in rows)
 
 
 def causes() -> tuple[str, ...]:
@@ -85,8 +87,8 @@ def _failure(cause: str, wants: tuple[Want, ...]) -> Diagnosis:
 _UNKNOWN: Final = _failure(UNKNOWN, DEFAULT_ORDER)
 
 
-def _plan(policy: Policy, found: Diagnosis, summary: str) -> Plan:
-    rungs, status = _walk(policy, Run(), found)
+def _plan(policy: Policy, out: Mapping[str, str], found: Diagnosis, summary: str) -> Plan:
+    rungs, status = _walk(policy, Run(out=out), found)
     first = (Failure(rung=BASE, found=found),)
     wanted = [want for want in dict.fromkeys(found.wants) if want not in (Want.PLAIN_RETRY, Want.STOP)]
     answers = [cures.find(want, policy.ladder, first) for want in wanted] if policy.ladder.own is None else []
@@ -98,6 +100,10 @@ def _walk(policy: Policy, run: Run, found: Diagnosis) -> tuple[tuple[Planned, ..
     """Every attempt fails so, until it is given up with that exit status."""
     rung, rungs = run.rung, list[Planned]()
     while True:
+        sound = unusable.around(run, rung, policy)
+        if isinstance(sound, Fail):
+            return tuple(rungs), sound.status
+        rung = sound
         run = decision.begun(run, rung)
         run = run.closed(
             Ended(

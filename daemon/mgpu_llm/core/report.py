@@ -94,7 +94,8 @@ def ladder(state: State, policy: Policy) -> tuple[RungStatus, ...]:
     run, here = state.run, state.run.rung
     if isinstance(state, Stopped):
         begins = known_good.begin(run.known, policy.ladder, boot=policy.boot, up_after=policy.up_after)
-        run, here = Run(), begins.rung
+        sound = unusable.around(run.asked_anew(), begins.rung, policy)
+        run, here = Run(out=run.out), sound if isinstance(sound, Rung) else begins.rung
     tried = [ended.rung for ended in state.run.ended if ended.diagnosis is not None]
     parts = [Rung(remedies=here.remedies[:count]) for count in range(1, len(here.remedies))]
     walked = [BASE, *(rung for rung in (*tried, *parts) if rung != here), here]

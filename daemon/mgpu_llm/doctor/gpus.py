@@ -81,18 +81,20 @@ async def ask(driver: Gpus, use: Literal["all"] | Sequence[int | str], spares: S
             name=gpu.name or "a lost GPU",
             memory_total_bytes=0,
             slices=gpu.mig_slices or (),
+            lost=gpu.lost,
         )
         for gpu in host.gpus
     ]
     try:
         meant = resolve(use, known)
-        others = resolve(spares, known)
+        # Which lost GPU a name is taken for may depend on the others that are named.
+        together = meant if use == "all" else resolve((*use, *spares), known)
     except ValueError as error:
         return Told(host=host, misnamed=str(error))
     return Told(
         host=host,
-        chosen=tuple(_meant(host, gpu) for gpu in meant),
-        spares=tuple(_meant(host, gpu) for gpu in others),
+        chosen=tuple(_meant(host, gpu) for gpu in together[: len(meant)]),
+        spares=tuple(_meant(host, gpu) for gpu in together[len(meant) :]),
     )
 
 

@@ -56,13 +56,14 @@ class Gpus:
         """`devices` is where the kernel lists the GPUs that the driver holds."""
         self._driver = DriverThread()
         session = Session()
-        self._nvml = Nvml(session)
+        self._nvml = Nvml(session, devices)
         self._details = Details(session, devices)
 
     async def inventory(self, deadline_s: float = 10) -> tuple[Gpu, ...]:
-        """All GPUs by index, from 0 without a gap. The first call wakes the GPUs, which can take seconds.
+        """All GPUs by index, from 0 without a gap. The first call wakes the GPUs, which can take seconds. A lost GPU is an entry
+        that says so, and the others keep their indices (NVML counts it in nvmlDeviceGetCount, and refuses its handle).
 
-        Raises GpusUnobserved.
+        Raises GpusUnobserved where the driver is silent or missing, or does not let this user ask a GPU.
         """
         return await self._driver.call(self._nvml.inventory, deadline_s)
 

@@ -3,24 +3,32 @@
 from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
-from mgpu_llm.adapters.gpus import recovery
+from mgpu_llm.adapters.gpus import bus, recovery
 from mgpu_llm.adapters.gpus.session import Questions, Session, if_told, memory
 from mgpu_llm.adapters.gpus.slices import slices
 from mgpu_llm.adapters.gpus.told import Gpu, GpuHealth, GpuReading, GpusUnobserved
 
 
 class Nvml:
-    """The light questions. Only the driver's thread may touch it."""
+    """The light questions. Only the driver's thread may touch it; `devices` is where the kernel lists what the driver holds."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, devices: Path) -> None:
         self._session = session
+        self._devices = devices
+        self._lost_before = False
 
     def inventory(self) -> tuple[Gpu, ...]:
+        if self._lost_before:
+            # Only now: whoever asks for the others meanwhile need not wait until all GPUs are awake again.
+            self._session.spoil()
         with self._session.open("list the GPUs") as nvml:
-            count = nvml.nvmlDeviceGetCount()
-        return tuple(self._identify(index) for index in range(count))
+            count = int(nvml.nvmlDeviceGetCount())
+        found = tuple(self._identify(index, count) for index in range(count))
+        self._lost_before = any(gpu.lost for gpu in found)
+        return found
 
     def read(self, uuids: Sequence[str], with_processes: bool) -> tuple[GpuReading, ...]:
         return tuple(self._read(uuid, with_processes) for uuid in uuids)
@@ -43,16 +51,20 @@ class Nvml:
         told = {"driver": driver, "cuda": cuda and f"{cuda // 1000}.{cuda % 1000 // 10}"}
         return {what: str(version) for what, version in told.items() if version}
 
-    def _identify(self, index: int) -> Gpu:
+    def _identify(self, index: int, count: int) -> Gpu:
+        uuid, name = "", ""
         with self._session.open(f"identify GPU {index}") as nvml:
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            return Gpu(
-                index=index,
-                uuid=nvml.nvmlDeviceGetUUID(handle),
-                name=nvml.nvmlDeviceGetName(handle),
-                memory_total_bytes=memory(nvml, handle).total,
-                slices=slices(nvml, partial(if_told, nvml), handle) or (),
-            )
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                uuid, name = nvml.nvmlDeviceGetUUID(handle), nvml.nvmlDeviceGetName(handle)
+                total, parts = memory(nvml, handle).total, slices(nvml, partial(if_told, nvml), handle) or ()
+            except nvml.NVMLError as error:
+                if not (why := recovery.unknown(error)):
+                    raise
+                place = bus.address(index, count, self._devices)
+                lost = f"{why}, at {place}" if place else why
+                return Gpu(index=index, uuid=uuid, name=name or "a lost GPU", memory_total_bytes=0, lost=lost)
+        return Gpu(index=index, uuid=uuid, name=name, memory_total_bytes=total, slices=parts)
 
     def _read(self, uuid: str, with_processes: bool) -> GpuReading:
         with self._session.open(f'read GPU "{uuid}"') as nvml:

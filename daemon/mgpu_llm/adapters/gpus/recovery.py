@@ -21,6 +21,8 @@ LOST: Final = frozenset({15, 16})
 #: With these the search for a GPU that was there ends when it is there no more: invalid argument, not found, GPU not found,
 #: unknown error (which nvidia-smi words as "Unable to determine the device handle for GPU ...: Unknown Error").
 _NOT_FOUND: Final = frozenset({2, 6, 28, 999})
+#: Nor is a GPU of use that answers the question who it is with one of these: insufficient power, timeout, interrupt issue.
+_UNFIT: Final = frozenset({8, 10, 11})
 #: With these it is the driver that is missing, and not a GPU: uninitialised, not loaded, library and driver differ.
 _NO_DRIVER: Final = frozenset({1, 9, 18})
 
@@ -31,8 +33,17 @@ def lost(error: Any, *, searched: bool = False) -> str:
     if error.value in _NO_DRIVER:
         raise error
     if error.value in LOST or (searched and error.value in _NOT_FOUND):
-        return f"{error} (NVML error {error.value})"
+        return _told(error)
     return ""
+
+
+def unknown(error: Any) -> str:
+    """Why a GPU that was asked who it is cannot be used, "" where the error does not say so. Raises as `lost`."""
+    return lost(error, searched=True) or (_told(error) if error.value in _UNFIT else "")
+
+
+def _told(error: Any) -> str:
+    return f"{error} (NVML error {error.value})"
 
 
 def action(nvml: Any, handle: object) -> str | None:

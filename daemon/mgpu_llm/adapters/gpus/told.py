@@ -17,7 +17,9 @@ class MigSlice:
 class Gpu:
     """One GPU as an engine is given it: a whole one, or a MIG slice of one. `index` is NVML's of the whole, in PCI bus order:
     CUDA counts so only under CUDA_DEVICE_ORDER=PCI_BUS_ID. A whole one that is divided has `slices`; a slice has in `whole` the
-    UUID of the GPU that it is of, and that one's name."""
+    UUID of the GPU that it is of, and that one's name. `lost` says why it cannot be used ("GPU is lost (NVML error 15), at
+    00000000:17:00.0"), "" is that it answers: of a lost one only the index is certain, what else it does not tell is "", 0 and
+    ()."""
 
     index: int
     uuid: str
@@ -25,6 +27,7 @@ class Gpu:
     memory_total_bytes: int
     slices: tuple[MigSlice, ...] = ()
     whole: str = ""
+    lost: str = ""
 
     @property
     def entry(self) -> str:
