@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,15 @@ from tests.core.world import BAD_FLAG, BANNER, NCCL, UP, WORLD_SIZE, World, load
 ROOT = Path(__file__).parents[2]
 CATALOGUE = ROOT / "packaging/systemd/mgpu-llm.catalog"
 HEADERS = ["Subject", "Defined-By", "Support", "Documentation"]
+LEVELS = ["debug", "info", "warning", "error", "exception"]
+#: Nothing follows from these that is not said elsewhere: a transition on the ladder, a step of an end, a fault beside service.
+NEED_NO_EXPLANATION = {
+    "engine.starting",
+    "engine.killing",
+    "engine.stale-lock",
+    "systemd.notify.failed",
+    "metrics.failed",
+}
 NAMES = {message_id: name for name, message_id in MESSAGE_IDS.items()}
 
 
@@ -47,35 +56,50 @@ def states() -> Iterator[State]:
         yield replace(refused, run=run)
 
 
-def announced() -> Iterator[tuple[str, set[str]]]:
-    """Every event of the core, by each state and each event that there is, with the fields that its entry has."""
+@dataclass(frozen=True)
+class Told:
+    """An event, how grave it is at worst, and the fields that it has each time."""
+
+    name: str
+    level: str
+    fields: set[str]
+
+
+def announced() -> Iterator[Told]:
+    """Every event of the core, by each state and each event that there is."""
     for state in states():
         for event in EVENTS:
             after, effects = supervisor.step(state, event, POLICY)
             for effect in effects:
                 if isinstance(effect, Announce):
                     facts = {**whereabouts.of(after), **effect.facts}
-                    yield effect.name, {field(name) for name, fact in facts.items() if fact not in (None, "")}
+                    known = {field(name) for name, fact in facts.items() if fact not in (None, "")}
+                    yield Told(effect.name, effect.level, known)
 
 
-def logged() -> Iterator[tuple[str, set[str]]]:
+def logged() -> Iterator[Told]:
     """The same of what the daemon's other parts log, as their source has it."""
     for path in (ROOT / "daemon").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
-                name = node.args[0]
-                if isinstance(name, ast.Constant) and name.value in MESSAGE_IDS:
-                    yield str(name.value), {field(word.arg) for word in node.keywords if word.arg is not None}
-    yield from ((name, {"MGPU_EXIT_STATUS"}) for name in ("config.wrong", "daemon.not-started"))
-    yield "journal.lines-dropped", {"MGPU_COUNT"}
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="log"), attr=level), args=[ast.Constant(value=str() as name)]
+                ):
+                    yield Told(name, level, {field(word.arg) for word in node.keywords if word.arg is not None})
+                case _:
+                    continue
+    yield from (Told(name, "error", {"MGPU_EXIT_STATUS"}) for name in ("config.wrong", "daemon.not-started"))
+    yield Told("journal.lines-dropped", "warning", {"MGPU_COUNT"})
 
 
 @pytest.fixture(scope="module")
-def always() -> dict[str, set[str]]:
-    """By event, the fields that it has each time."""
-    found = dict[str, set[str]]()
-    for name, fields in (*announced(), *logged()):
-        found[name] = found.get(name, fields) & fields
+def always() -> dict[str, Told]:
+    """By event."""
+    found = dict[str, Told]()
+    for told in (*announced(), *logged()):
+        before = found.get(told.name, told)
+        level = max(before.level, told.level, key=LEVELS.index)
+        found[told.name] = Told(told.name, level, before.fields & told.fields)
     return found
 
 
@@ -90,14 +114,19 @@ def test_every_entry_has_the_headers_and_says_what_to_do() -> None:
         assert max(map(len, said.splitlines())) <= 90, message_id
 
 
-def test_every_explained_event_is_one_that_the_daemon_tells(always: dict[str, set[str]]) -> None:
+def test_every_explained_event_is_one_that_the_daemon_tells(always: dict[str, Told]) -> None:
     assert MESSAGE_IDS.keys() - always.keys() == set()
 
 
-def test_no_entry_names_a_field_that_its_event_may_lack(always: dict[str, set[str]]) -> None:
+def test_every_warning_and_error_is_explained_or_explains_itself(always: dict[str, Told]) -> None:
+    grave = {name for name, told in always.items() if told.level in ("warning", "error", "exception")}
+    assert grave - MESSAGE_IDS.keys() - NEED_NO_EXPLANATION == set()
+
+
+def test_no_entry_names_a_field_that_its_event_may_lack(always: dict[str, Told]) -> None:
     for message_id, _, said in entries():
         named = set(re.findall(r"@([A-Z_]+)@", said)) - {"_SYSTEMD_UNIT"}
-        assert named <= always[NAMES[message_id]], NAMES[message_id]
+        assert named <= always[NAMES[message_id]].fields, NAMES[message_id]
 
 
 def test_journalctl_compiles_it(tmp_path: Path) -> None:
