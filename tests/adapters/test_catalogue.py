@@ -147,3 +147,11 @@ def test_journalctl_compiles_it(tmp_path: Path) -> None:
     assert "Subject: The engine stalled" in dumped
     assert "mgpuctl incident show last" in dumped
     assert "# engine" not in dumped
+
+
+def test_the_ids_in_the_documentation_are_those_of_the_table() -> None:
+    text = (ROOT / "docs/journal.md").read_text()
+    told = dict(re.findall(r"^\| `([a-z.-]+)` \| ([0-9a-f]{32}) \|$", text, flags=re.MULTILINE))
+    assert len(told) >= 5
+    assert told.items() <= MESSAGE_IDS.items()
+    assert set(re.findall(r"MESSAGE_ID=(\w+)", text)) <= set(NAMES)
