@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import structlog
 
 import mgpu_llm
 from mgpu_llm import assembly, reservation, startup
-from mgpu_llm.adapters import control_socket, instance_lock, journal, state_dir
+from mgpu_llm.adapters import control_socket, instance_lock, journal, metrics, state_dir
 from mgpu_llm.adapters.console import Console
 from mgpu_llm.adapters.engine.aside import aside
 from mgpu_llm.adapters.engine.cgroup import find_delegated
@@ -38,7 +38,8 @@ from mgpu_llm.adapters.systemd import SystemdNotifier, watchdog_interval_s
 from mgpu_llm.chronicle import Chronicle
 from mgpu_llm.collector import Collector
 from mgpu_llm.config import parse
-from mgpu_llm.config.listener import trouble
+from mgpu_llm.config.address import address
+from mgpu_llm.config.listener import port_trouble, trouble
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.config.problem import render
 from mgpu_llm.core import kernel
@@ -56,6 +57,8 @@ from mgpu_llm.startup import BAD_CONFIG, TRY_AGAIN, CannotStartError
 CLOSE_S: Final = 6.0
 #: What a killed daemon has left among the incidents is removed first, unless the disk does not answer.
 ADOPT_S: Final = 5.0
+#: To find out who has the port of the metrics.
+WHY_S: Final = 3.0
 
 log = structlog.get_logger()
 
@@ -164,7 +167,7 @@ async def _run(
     policy = replace(plan.policy, past=chronicle.past, incidents=str(incidents.folder or ""))
     chronicle.forget_outdated(policy)
     runner = Runner(policy, plan.identity, clock, events, outside, audience, GpuReport(driver), plan.out)
-    async with control_socket.serving(runtime_dir, runner):
+    async with control_socket.serving(runtime_dir, runner), _metrics(loaded, runner):
         try:
             return await runner.run()
         finally:
@@ -173,6 +176,11 @@ async def _run(
             await aside(passed.close, CLOSE_S)
             # NCCL's own words were evidence for as long as there was an engine.
             await aside(lambda: shutil.rmtree(runtime_dir / "nccl", ignore_errors=True), CLOSE_S)
+
+
+def _metrics(loaded: Loaded, runner: Runner) -> AbstractAsyncContextManager[None]:
+    where = address(loaded.config.metrics.listen)
+    return metrics.serving(where, runner.metrics, lambda host, port: aside(lambda: port_trouble(host, port), WHY_S))
 
 
 def _chronicle(loaded: Loaded, plan: assembly.Plan, state: Path | None) -> Chronicle:

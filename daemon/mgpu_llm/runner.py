@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -18,7 +18,7 @@ from mgpu_llm.adapters.engine.aside import answered, aside
 from mgpu_llm.adapters.gpus import GpusUnobserved
 from mgpu_llm.adapters.incidents import NoIncidentError
 from mgpu_llm.adapters.systemd import SystemdNotifier
-from mgpu_llm.core import engine_log, report, supervisor, unusable, whereabouts
+from mgpu_llm.core import engine_log, metrics, report, supervisor, tally, unusable, whereabouts
 from mgpu_llm.core.effects import (
     Announce,
     Effect,
@@ -94,6 +94,7 @@ class Runner:
         self._performer = Performer(outside, clock, events.put_nowait, self._loading)
         run, self._out_told = unusable.noted(Run(known=outside.chronicle.known), out)
         self._state: State = Stopped(run=run)
+        self._tally = tally.Tally()
         self._ended: Exit | None = None
         self._fed_at = 0.0
         self._tell_the_time()
@@ -116,6 +117,7 @@ class Runner:
                 before = self._state
                 self._state, effects = supervisor.step(before, event, self._policy)
                 journal.about(whereabouts.of(self._state))
+                self._tally = tally.stepped(self._tally, before, self._state, event.at)
                 self._outside.chronicle.stepped(before, event, self._state, self._policy)
                 for effect in effects:
                     await self._carry_out(effect)
@@ -134,6 +136,9 @@ class Runner:
 
     def rungs(self) -> tuple[RungStatus, ...]:
         return report.ladder(self._state, self._policy)
+
+    def metrics(self) -> Iterator[tuple[metrics.Family, metrics.Values]]:
+        return metrics.read(self._state, self._policy, self._clock(), self._identity, self._tally)
 
     def plan(self, cause: str) -> dict[str, Any]:
         known = self._state.run.known
