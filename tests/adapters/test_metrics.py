@@ -126,6 +126,21 @@ def test_there_is_nothing_else_and_nothing_can_be_changed() -> None:
         assert ask(port, method="HEAD")[0] == 200
 
 
+@pytest.mark.parametrize("target", ["/metrics", "/elsewhere"])
+def test_a_connection_has_one_answer_however_many_it_asks_for_at_once(target: str) -> None:
+    port = free_port()
+    with serving(Source(), port):
+        ask(port)
+        with socket.create_connection(("127.0.0.1", port), DEADLINE_S) as client:
+            client.sendall(f"GET {target} HTTP/1.1\r\nHost: h\r\n\r\n".encode() * 500)
+            got = b""
+            with contextlib.suppress(ConnectionError):
+                while more := client.recv(1 << 16):
+                    got += more
+    assert got.count(b"HTTP/1.1 ") == 1
+    assert b"Connection: close" in got
+
+
 def test_a_fault_in_the_page_is_a_500_without_detail_and_is_said_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
     source, port = Source(fault=ZeroDivisionError("a detail")), free_port()
     with serving(source, port):

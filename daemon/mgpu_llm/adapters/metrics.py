@@ -137,17 +137,28 @@ def _hang_up(client: web.RequestHandler) -> None:
 
 def _application(page: _Page) -> web.Application:
     async def metrics(_: web.Request) -> web.Response:
-        try:
-            answer = web.Response(body=page.text(), headers={"Content-Type": TEXT})
-        except Exception as error:  # noqa: BLE001 - a fault in the page must not cost the service, and is said here
-            log.error("metrics.failed", error=f"{type(error).__name__}: {error}")
-            answer = web.Response(status=500, text="a fault in the daemon; its journal has more\n")
-        answer.force_close()
-        return answer
+        return web.Response(body=page.text(), headers={"Content-Type": TEXT})
 
-    application = web.Application(client_max_size=1)
+    application = web.Application(client_max_size=1, middlewares=[_one_answer])
     application.router.add_get(PATH, metrics)
     return application
+
+
+@web.middleware
+async def _one_answer(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """After which the connection is closed: nobody can ask for a thousand of them at once."""
+    try:
+        answer = await handler(request)
+    except web.HTTPException as refusal:
+        refusal.force_close()
+        raise
+    except Exception as error:  # noqa: BLE001 - a fault in the page must not cost the service, and is said here
+        log.error("metrics.failed", error=f"{type(error).__name__}: {error}")
+        answer = web.Response(status=500, text="a fault in the daemon; its journal has more\n")
+    answer.force_close()
+    return answer
 
 
 class _Page:
