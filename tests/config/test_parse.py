@@ -8,7 +8,7 @@ from tests.config.loading import config, loaded, problems
 
 USE = 'expected "all", "none", a list of indices or of UUIDs'
 TABLES = (
-    "expected one of model, engine, gpus, preflight, patience, heartbeat, serving, retries, stop, records, incidents, daemon, "
+    "expected one of model, engine, gpus, preflight, patience, heartbeat, serving, retries, stop, records, incidents, metrics, daemon, "
     "ladder"
 )
 ENGINE = "expected one of command, python, host, port, args, env"
