@@ -16,11 +16,12 @@ from __future__ import annotations
 from dataclasses import MISSING, asdict
 from typing import Any
 
+from mgpu_llm.core import instances
 from mgpu_llm.core.status import AttemptStatus, Count, Degradation, GpuStatus, PhaseStatus, RungStatus, Status
 
-DEFAULT_RUNTIME_DIR = "/run/mgpu-llm"
-DEFAULT_STATE_DIR = "/var/lib/mgpu-llm"
-SOCKET_NAME = "control.sock"
+DEFAULT_RUNTIME_DIR = str(instances.runtime_dir(""))
+DEFAULT_STATE_DIR = str(instances.state_dir(""))
+SOCKET_NAME = instances.SOCKET
 STATUS = "/v1/status"
 LADDER = "/v1/ladder"
 PLAN = "/v1/plan"

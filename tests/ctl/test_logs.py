@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mgpu_llm.core import instances
 from mgpu_llm.ctl import journal as journal_module
 from mgpu_llm.ctl import main as main_module
 from mgpu_llm.ctl.client import Client
@@ -199,9 +200,10 @@ def test_a_daemon_that_is_no_unit_has_no_journal(
 def test_without_a_daemon_the_usual_place_has_the_usual_unit_and_another_has_to_be_named(
     journalctl: Journalctl, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(journal_module, "DEFAULT_RUNTIME_DIR", str(journalctl.folder))
-    assert journalctl.logs("--daemon", socket=journalctl.folder / "control.sock") == 0
-    assert "--unit=mgpu-llm.service" in journalctl.asked
+    monkeypatch.setattr(instances, "RUNTIME", journalctl.folder)
+    for unit in ("mgpu-llm", "mgpu-llm@big"):
+        assert journalctl.logs("--daemon", socket=journalctl.folder / unit / "control.sock") == 0
+        assert f"--unit={unit}.service" in journalctl.asked
     assert journalctl.logs("--daemon", socket=journalctl.folder / "other.sock") == 3
     assert "say it with --unit UNIT" in capsys.readouterr().err
 

@@ -23,8 +23,12 @@ TREE = [
     "usr/local/lib/systemd/catalog/mgpu-llm.catalog",
     "usr/local/lib/systemd/system/mgpu-llm-devices.service",
     "usr/local/lib/systemd/system/mgpu-llm.service",
+    "usr/local/lib/systemd/system/mgpu-llm@.service",
     "usr/local/lib/sysusers.d/mgpu-llm.conf",
     "usr/local/lib/tmpfiles.d/mgpu-llm.conf",
+    "usr/local/share/mgpu-llm/grafana/mgpu-llm.json",
+    "usr/local/share/mgpu-llm/prometheus/mgpu-llm.rules.yml",
+    "usr/local/share/mgpu-llm/prometheus/scrape.example.yml",
 ]
 # An install as small as one can be: it tries what does not depend on what is installed.
 SMALL_PROJECT = """
@@ -125,8 +129,9 @@ def test_what_was_installed_for_a_package_runs_at_its_final_place_as_the_service
 
 
 def test_the_unit_is_verified_by_systemd_without_a_remark(installed: BootedSystemd) -> None:
-    done = installed.run("systemd-analyze", "verify", "--man=no", "mgpu-llm.service")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    for unit in ("mgpu-llm.service", "mgpu-llm@big.service"):
+        done = installed.run("systemd-analyze", "verify", "--man=no", unit)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_the_unit_is_as_little_exposed_as_its_comments_say(installed: BootedSystemd) -> None:
@@ -262,15 +267,21 @@ def test_another_prefix_has_its_unit_in_etc_and_the_unit_starts_what_is_there(sm
         "etc/mgpu-llm/mgpu-llm.toml",
         "etc/systemd/system/mgpu-llm-devices.service",
         "etc/systemd/system/mgpu-llm.service",
+        "etc/systemd/system/mgpu-llm@.service",
         "etc/sysusers.d/mgpu-llm.conf",
         "etc/tmpfiles.d/mgpu-llm.conf",
         "opt/mgpu/bin/mgpuctl",
         "opt/mgpu/bin/mgpud",
         "opt/mgpu/lib/mgpu-llm/venv",
+        "opt/mgpu/share/mgpu-llm/grafana/mgpu-llm.json",
+        "opt/mgpu/share/mgpu-llm/prometheus/mgpu-llm.rules.yml",
+        "opt/mgpu/share/mgpu-llm/prometheus/scrape.example.yml",
         "usr/local/lib/systemd/catalog/mgpu-llm.catalog",
     ]
     unit = (dest / "etc/systemd/system/mgpu-llm.service").read_text()
     assert "ExecStart=/opt/mgpu/bin/mgpud --config /etc/mgpu-llm/mgpu-llm.toml\n" in unit
+    example = (dest / "opt/mgpu/share/mgpu-llm/prometheus/scrape.example.yml").read_text()
+    assert "  - /opt/mgpu/share/mgpu-llm/prometheus/mgpu-llm.rules.yml\n" in example
     script = (dest / "opt/mgpu/lib/mgpu-llm/venv/bin/mgpud").read_text()
     assert script.startswith("#!/opt/mgpu/lib/mgpu-llm/venv/bin/python3\n")
 

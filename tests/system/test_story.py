@@ -9,7 +9,8 @@ import pytest
 
 from tests.support.booted_systemd import BootedSystemd
 from tests.support.daemons import complete
-from tests.support.toy_setup import CHECKPOINT, ENGINE_PYTHON, ROOT, Setup, free_port, make_checkpoint
+from tests.support.toy_setup import CHECKPOINT, ENGINE_PYTHON, Setup, free_port, make_checkpoint
+from tests.system.units import ctl, lay
 
 pytestmark = [pytest.mark.system, pytest.mark.engine]
 UNIT = "mgpu-llm.service"
@@ -18,27 +19,12 @@ START_S = 600
 
 @pytest.fixture(scope="module")
 def host(booted: BootedSystemd) -> BootedSystemd:
-    """The unit, its user and its folders as the installer puts them, with the programs of this checkout."""
-    packaging, programs = ROOT / "packaging/systemd", ROOT / ".venv/bin"
-    unit = (packaging / UNIT).read_text().replace("/usr/local/bin/mgpud", str(programs / "mgpud"))
-    booted.write(f"/etc/systemd/system/{UNIT}", unit)
-    # A checkout below /tmp would be hidden by PrivateTmp.
-    booted.write(f"/etc/systemd/system/{UNIT}.d/checkout.conf", f"[Service]\nBindReadOnlyPaths={ROOT}\n")
-    booted.write("/usr/local/lib/sysusers.d/mgpu-llm.conf", (packaging / "mgpu-llm.sysusers").read_text())
-    booted.write("/usr/local/lib/tmpfiles.d/mgpu-llm.conf", (packaging / "mgpu-llm.tmpfiles").read_text())
-    booted.must("systemd-sysusers")
-    booted.must("systemd-tmpfiles", "--create", "mgpu-llm.conf")
-    booted.must("systemctl", "daemon-reload")
-    return booted
+    return lay(booted)
 
 
 def configure(host: BootedSystemd, setup: Setup) -> None:
     text = re.sub(r"^\[daemon\]\n.*\n.*\n", "", setup.toml(setup.runtime_dir), flags=re.MULTILINE)
     host.write("/etc/mgpu-llm/mgpu-llm.toml", text)
-
-
-def ctl(host: BootedSystemd, *words: str) -> str:
-    return host.must(str(ROOT / ".venv/bin/mgpuctl"), *words)
 
 
 def test_systemctl_start_returns_once_the_stalled_load_was_cured_and_stop_leaves_nothing(

@@ -1,4 +1,6 @@
-"""Reading the config's files: the main one, then conf.d/*.toml beside it in the order of their names."""
+"""Reading the config's files: the main one, then the drop-ins beside it in the order of their names. Those of the instance NAME,
+/etc/mgpu-llm/NAME.toml, are NAME.d/*.toml, all others' are conf.d/*.toml: what is meant for one model does not change another.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from mgpu_llm.config.problem import ConfigProblem
+from mgpu_llm.core import instances
 
-DEFAULT_PATH: Final = Path("/etc/mgpu-llm/mgpu-llm.toml")
+DEFAULT_PATH: Final = Path(instances.config_file(""))
 DROP_IN_FOLDER: Final = "conf.d"
 
 
@@ -23,11 +26,13 @@ class Source:
 def read(main: Path) -> tuple[tuple[Source, ...], tuple[ConfigProblem, ...]]:
     """The files that could be read, later ones weighing more, and what was wrong with the others."""
     sources, problems = list[Source](), list[ConfigProblem]()
+    instance = instances.of_config(main.absolute())
+    folder = main.parent / (f"{instance}.d" if instance else DROP_IN_FOLDER)
     try:
-        files = [main, *_drop_ins(main.parent / DROP_IN_FOLDER)]
+        files = [main, *_drop_ins(folder)]
     except OSError as error:
         files = [main]
-        problems.append(_unreadable(main.parent / DROP_IN_FOLDER, _reason(error)))
+        problems.append(_unreadable(folder, _reason(error)))
     for file in files:
         try:
             # Editors of other systems put a byte order mark first, which TOML's grammar does not know.
@@ -42,6 +47,15 @@ def read(main: Path) -> tuple[tuple[Source, ...], tuple[ConfigProblem, ...]]:
             why = f"byte 0x{error.object[error.start]:02x} in line {line} is not UTF-8"
             problems.append(_unreadable(file, why, "save it as UTF-8"))
     return tuple(sources), tuple(problems)
+
+
+def defaults(main: Path) -> tuple[Source, ...]:
+    """What an instance's folders are unless its files say otherwise, to be laid under these; nothing for the usual one."""
+    instance = instances.of_config(main.absolute())
+    if not instance:
+        return ()
+    folders = f'runtime_dir = "{instances.runtime_dir(instance)}"\nstate_dir = "{instances.state_dir(instance)}"'
+    return (Source(file=main, text=f"[daemon]\n{folders}"),)
 
 
 def _drop_ins(folder: Path) -> list[Path]:

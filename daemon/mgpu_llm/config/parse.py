@@ -47,9 +47,9 @@ class Loaded:
 
 
 def load(main: Path = files.DEFAULT_PATH) -> Loaded:
-    """Read and parse the main file and its conf.d. Never raises for anything that is in the files."""
+    """Read and parse the main file and its drop-ins. Never raises for anything that is in the files."""
     sources, problems = files.read(main)
-    return parse(sources, main, problems)
+    return parse((*files.defaults(main), *sources), main, problems)
 
 
 def parse(sources: Iterable[Source], main: Path, unread: tuple[ConfigProblem, ...] = ()) -> Loaded:

@@ -9,21 +9,20 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
 
 import click
 
 from mgpu_llm import control_api
+from mgpu_llm.core import instances
 from mgpu_llm.core.status import RungStatus, Status
 from mgpu_llm.ctl import exits
 
 ANSWER_S = 5.0
 #: A status with every attempt's evidence has tens of kilobytes; a foreign server may send without end.
 ANSWER_BYTES = 16 * 1024 * 1024
-_INCIDENT_FOLDERS = (
-    f"each incident is a folder in incidents/ below daemon.state_dir ({control_api.DEFAULT_STATE_DIR}/incidents)"
-)
 
 
 class Failure(click.ClickException):
@@ -50,6 +49,10 @@ class Client:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.instance = instances.of_socket(PurePath(path))
+        self.unit = instances.unit(self.instance)
+        #: What mgpud is to be told of its config, where that is not the usual one.
+        self.config = ("--config", str(instances.config_file(self.instance))) if self.instance else ()
 
     def status_document(self) -> dict[str, Any]:
         """The status as the daemon gave it, with what a newer daemon may have added."""
@@ -77,7 +80,7 @@ class Client:
     def forget(self) -> str:
         """The rung that served last: the daemon's word on it."""
         file = f"{control_api.KNOWN_GOOD_NAME} below daemon.state_dir"
-        default = f"{control_api.DEFAULT_STATE_DIR}/{control_api.KNOWN_GOOD_NAME}"
+        default = f"{instances.state_dir(self.instance)}/{control_api.KNOWN_GOOD_NAME}"
         with self._or_on_the_disk(f"remove {file} ({default}) and the next start begins with your settings"):
             return self.ask_for("forget")
 
@@ -89,18 +92,23 @@ class Client:
         """The GPUs of the host and who uses them; a Failure with code REFUSED where the driver does not tell the daemon."""
         return self._request("GET", control_api.GPUS)
 
+    @property
+    def _incident_folders(self) -> str:
+        default = f"{instances.state_dir(self.instance)}/incidents"
+        return f"each incident is a folder in incidents/ below daemon.state_dir ({default})"
+
     def incidents(self) -> list[dict[str, Any]]:
-        with self._or_on_the_disk(_INCIDENT_FOLDERS), self.making_sense():
+        with self._or_on_the_disk(self._incident_folders), self.making_sense():
             return [dict(incident) for incident in self._request("GET", control_api.INCIDENTS)["incidents"]]
 
     def incident(self, wanted: str) -> dict[str, Any]:
         """`wanted` is its id, the beginning of one, or "last"."""
-        with self._or_on_the_disk(_INCIDENT_FOLDERS):
+        with self._or_on_the_disk(self._incident_folders):
             return self._request("GET", f"{control_api.INCIDENTS}/{quote(wanted, safe='')}")
 
     def incident_archive(self, wanted: str) -> bytes:
         """A .tar.gz of it."""
-        with self._or_on_the_disk(_INCIDENT_FOLDERS):
+        with self._or_on_the_disk(self._incident_folders):
             target = f"{control_api.INCIDENTS}/{quote(wanted, safe='')}/archive"
             status, body = self._exchange("GET", target)
             if status >= 400:
@@ -169,12 +177,12 @@ class Client:
             case _ if overdue or isinstance(error, TimeoutError | BlockingIOError):
                 return Failure(
                     f"the daemon on {self.path} does not answer within {ANSWER_S:g} s; "
-                    "see: journalctl -u mgpu-llm -n 50",
+                    f"see: journalctl -u {self.unit} -n 50",
                     exits.NO_ANSWER,
                 )
             case FileNotFoundError() | ConnectionRefusedError() | NotADirectoryError():
                 return Failure(
-                    f"no daemon answers on {self.path}; start it with: systemctl start mgpu-llm", exits.NO_DAEMON
+                    f"no daemon answers on {self.path}; start it with: systemctl start {self.unit}", exits.NO_DAEMON
                 )
             case PermissionError():
                 return Failure(
@@ -184,7 +192,7 @@ class Client:
                 )
             case http.client.RemoteDisconnected() | ConnectionError():
                 return Failure(
-                    f"the daemon on {self.path} hung up before it answered; see: journalctl -u mgpu-llm -n 50",
+                    f"the daemon on {self.path} hung up before it answered; see: journalctl -u {self.unit} -n 50",
                     exits.NO_ANSWER,
                 )
             case http.client.HTTPException() | ValueError():

@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from mgpu_llm.ctl import exits
-from mgpu_llm.ctl.client import Failure
+from mgpu_llm.ctl.client import Client, Failure
 from mgpu_llm.ctl.doctor_page import doctor_lines, worst
 from mgpu_llm.ctl.mgpud import Question
 from mgpu_llm.ctl.words import page, say
@@ -37,7 +37,8 @@ def _user(_: click.Context, __: click.Parameter, name: str | None) -> str | None
 @click.option("--probe", is_flag=True, help="Let the GPUs work too: each alone, in pairs, and all over NCCL.")
 @click.option("--force", is_flag=True, help="With --probe: also while an engine runs on them.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-def command(config: str | None, user: str | None, *, probe: bool, force: bool, as_json: bool) -> int:
+@click.pass_obj
+def command(client: Client, config: str | None, user: str | None, *, probe: bool, force: bool, as_json: bool) -> int:
     """Look at driver, devices, GPUs, links, memory, limits, disks, model, engine, ports and config, and say what would make a
     start over several GPUs fail, each with its fix.
 
@@ -49,7 +50,7 @@ def command(config: str | None, user: str | None, *, probe: bool, force: bool, a
     """
     if force and not probe:
         raise click.UsageError("--force is about --probe")
-    words = ["--doctor", *(["--config", config] if config else []), *(["--user", user] if user else [])]
+    words = ["--doctor", *(["--config", config] if config else client.config), *(["--user", user] if user else [])]
     words += [*(["--probe"] if probe else []), *(["--force"] if force else [])]
     question = Question(words=tuple(words), doing="examine this host", limit_s=PROBE_S if probe else None)
     document = question.document(question.run())

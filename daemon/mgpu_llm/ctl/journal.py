@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from mgpu_llm.control_api import DEFAULT_RUNTIME_DIR, SOCKET_NAME
+from mgpu_llm.core import instances
 from mgpu_llm.ctl import exits
 from mgpu_llm.ctl.client import Failure
 from mgpu_llm.ctl.words import Page, plain
@@ -22,7 +22,6 @@ JOURNALCTL: Final = "journalctl"
 #: Where journald keeps what it has: on the disk, or until the next boot.
 FOLDERS: Final = (Path("/var/log/journal"), Path("/run/log/journal"))
 PROC: Final = Path("/proc")
-UNIT: Final = "mgpu-llm.service"
 ANSWER_S: Final = 5.0
 INSTEAD: Final = (
     "mgpuctl logs without --follow, --since and --daemon has the engine's last lines, from the daemon itself"
@@ -32,8 +31,8 @@ COLOURS: Final = {"0": "red", "1": "red", "2": "red", "3": "red", "4": "yellow"}
 
 
 def unit_of(path: str) -> str:
-    """The unit of the daemon that listens at `path`, by its cgroup; where none does, the usual one of the usual place. Raises
-    Failure where that does not tell."""
+    """The unit of the daemon that listens at `path`, by its cgroup; where none does, the one whose place that is. Raises Failure
+    where that does not tell."""
     pid = _listener(path)
     if pid is not None:
         for part in reversed(_cgroup(pid).split("/")):
@@ -41,10 +40,11 @@ def unit_of(path: str) -> str:
                 return part
         why = f"the daemon on {path} is no unit of systemd: its log lines go where its standard error goes"
         raise Failure(f"cannot read its journal: {why}; {INSTEAD}", exits.REFUSED)
-    if path != str(Path(DEFAULT_RUNTIME_DIR) / SOCKET_NAME):
+    instance = instances.of_socket(Path(path))
+    if path != str(instances.socket(instance)):
         why = f"no daemon answers on {path}, so nobody says which unit is meant"
         raise Failure(f"cannot read its journal: {why}; say it with --unit UNIT", exits.NO_DAEMON)
-    return UNIT
+    return f"{instances.unit(instance)}.service"
 
 
 def require_readable() -> None:

@@ -6,15 +6,14 @@ import importlib
 import io
 import os
 import sys
-from pathlib import Path
 from typing import cast
 
 import click
 
-from mgpu_llm.control_api import DEFAULT_RUNTIME_DIR, SOCKET_NAME
+from mgpu_llm.core import instances
 from mgpu_llm.ctl import exits
 from mgpu_llm.ctl.client import Client, Failure
-from mgpu_llm.ctl.words import plain
+from mgpu_llm.ctl.words import page, plain, say
 
 VERBS = (
     "status",
@@ -73,21 +72,47 @@ class Verbs(click.Group):
         return result
 
 
-@click.group(cls=Verbs, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+def _name(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
+    if name is not None and not instances.is_name(name):
+        raise click.BadParameter(f"{name!r} is no name of an instance: {instances.EXPECTED}")
+    return name
+
+
+@click.group(
+    cls=Verbs,
+    epilog=EXIT_CODES,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.option(
+    "-i",
+    "--instance",
+    envvar="MGPU_LLM_INSTANCE",
+    callback=_name,
+    show_envvar=True,
+    metavar="NAME",
+    help="Which daemon of several: the one of the unit mgpu-llm@NAME.",
+)
 @click.option(
     "--socket",
     envvar="MGPU_LLM_SOCKET",
-    default=str(Path(DEFAULT_RUNTIME_DIR) / SOCKET_NAME),
-    show_default=True,
     show_envvar=True,
     metavar="PATH",
+    show_default=str(instances.socket("")),
     help="Where the daemon listens.",
 )
 @click.version_option(package_name="mgpu-llm", prog_name="mgpuctl")
 @click.pass_context
-def cli(ctx: click.Context, socket: str) -> None:
-    """Ask and steer the mgpu-llm daemon."""
-    ctx.obj = Client(socket)
+def cli(ctx: click.Context, instance: str | None, socket: str | None) -> int:
+    """Ask and steer the mgpu-llm daemon. Without a verb: which there are on this host."""
+    ctx.obj = Client(socket or str(instances.socket(instance or "")))
+    if ctx.invoked_subcommand is not None:
+        return exits.DONE
+    from mgpu_llm.ctl import overview  # a status need not wait for it
+
+    found = overview.names()
+    say("\n".join(overview.overview_lines(found, page())) if found else ctx.get_help())
+    return exits.DONE
 
 
 def main() -> int:

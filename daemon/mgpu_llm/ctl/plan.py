@@ -47,7 +47,7 @@ def _of_daemon(client: Client, cause: str) -> dict[str, Any]:
         if failure.code != exits.NO_DAEMON:
             raise
     click.echo(f"mgpuctl: no daemon answers on {plain(client.path)}; this is what mgpud makes of its config", err=True)
-    return _of_config(cause)
+    return _of_config(cause, *client.config)
 
 
 def _of_config(cause: str, *more: str) -> dict[str, Any]:

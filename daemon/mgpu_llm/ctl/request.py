@@ -33,7 +33,7 @@ def carry_out(client: Client, verb: str, *, wait: bool) -> int:
         return exits.INTERRUPTED
     except Failure as failure:
         if failure.code == exits.NO_DAEMON:
-            message = "the daemon ended meanwhile; it says why in: journalctl -u mgpu-llm -n 50"
+            message = f"the daemon ended meanwhile; it says why in: journalctl -u {client.unit} -n 50"
             raise Failure(message, exits.NO_DAEMON) from failure
         raise
 
