@@ -8,8 +8,8 @@ from tests.config.loading import config, loaded, problems
 
 USE = 'expected "all", "none", a list of indices or of UUIDs'
 TABLES = (
-    "expected one of model, engine, gpus, preflight, patience, heartbeat, serving, retries, stop, records, incidents, metrics, daemon, "
-    "ladder"
+    "expected one of model, engine, gpus, preflight, patience, heartbeat, serving, retries, stop, records, incidents, "
+    "metrics, daemon, ladder"
 )
 ENGINE = "expected one of command, python, host, port, args, env"
 LADDER = "expected one of may_change, pin, remember, retry_up_after, rungs"
