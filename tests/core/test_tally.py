@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from mgpu_llm.core import planning
+from mgpu_llm.core.diagnosis import Clue, of_stall
 from mgpu_llm.core.effects import Effect
 from mgpu_llm.core.ending import ended
+from mgpu_llm.core.engine_log import Phase
 from mgpu_llm.core.events import Event
 from mgpu_llm.core.progress import begin
 from mgpu_llm.core.states import LONGEST_HISTORY, Ready, Run, Starting, State, Stopped
 from mgpu_llm.core.supervisor import step
 from mgpu_llm.core.tally import Tally, stepped
 from tests.core.world import BANNER, NCCL, OUT_OF_MEMORY, UP, WORLD_SIZE, World
+from tests.support import excerpts
 
 
 @dataclass
@@ -50,12 +54,24 @@ def served(world: Counted) -> Counted:
     return world
 
 
-def test_a_daemon_that_has_done_nothing_counts_nothing_and_knows_all_stalls_that_may_come() -> None:
+def test_a_daemon_that_has_done_nothing_counts_nothing() -> None:
     told = Tally()
     assert (told.starts, told.services, told.deaths) == (0, 0, 0)
     assert (told.ready_s, told.load_s, told.quiet_s) == (None, None, None)
-    assert told.ended[("stalled", "stalled-in-distributed-init")] == 0
     assert not any(told.ended.values())
+
+
+def test_all_that_a_load_may_end_of_is_there_before_it_comes() -> None:
+    foreseen = set(Tally().ended)
+    assert {cause for _, cause in foreseen} >= set(planning.causes())
+    for excerpt in (*excerpts.quoted(), *excerpts.recorded().values()):
+        found = excerpts.diagnose(excerpt)
+        assert (found.outcome, found.cause) in foreseen or found.outcome == "died", excerpt
+    for stall in excerpts.stalls():
+        found = of_stall(stall.stalled, Clue())
+        assert (found.outcome, found.cause) in foreseen, stall
+    for phase in Phase:
+        assert ("stalled", f"stalled-in-{phase.label}") in foreseen
 
 
 def test_an_attempt_that_serves_is_counted_as_over_only_once_it_is_over() -> None:

@@ -83,5 +83,14 @@ def test_promtool_finds_nothing_wrong_with_the_rules_and_the_example(tmp_path: P
 
 
 @needs_promtool
+def test_promtool_can_read_every_expression_of_the_dashboard(tmp_path: Path) -> None:
+    asked = [expr.replace("$__rate_interval", "1m") for where, expr in exprs() if where not in alerts()]
+    rules = [{"record": f"asked:{number}", "expr": expr} for number, expr in enumerate(asked)]
+    file = tmp_path / "rules.yml"
+    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))  # JSON is YAML
+    assert f"{len(rules)} rules found" in promtool("check", "rules", file)
+
+
+@needs_promtool
 def test_the_alerts_fire_where_the_stories_say_and_are_quiet_elsewhere() -> None:
     assert "SUCCESS" in promtool("test", "rules", STORIES)

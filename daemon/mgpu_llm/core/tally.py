@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from mgpu_llm.core.diagnosis import TABLE
+from mgpu_llm.core.remedies import Want
+from mgpu_llm.core.signatures import Kind, Where
 from mgpu_llm.core.states import Ended, Ready, Starting, State, Stopped
 
 #: The cause of an attempt that somebody stopped.
 NO_CAUSE: Final = "none"
-_STALLS: Final = tuple(dict.fromkeys(row.reported_as for row in TABLE if row.stall is not None))
+
+
+def _foreseen() -> Iterator[tuple[str, str]]:
+    """Outcome and cause of the attempts that may come, but for deaths of every cause."""
+    for row in TABLE:
+        if row.stall is not None:
+            yield "stalled", row.reported_as
+        elif row.wants and row.kind is not Kind.LATENT:
+            ends = "averted" if row.where is Where.PREFLIGHT else "refused" if Want.STOP in row.wants else "crashed"
+            yield ends, row.reported_as
+    yield from (("crashed", "engine-exited"), ("crashed", "cannot-spawn"), ("refused", "completion-refused"))
+    yield from (("died", "died-while-serving"), ("stopped", NO_CAUSE))
+
+
+#: Who watches a counter does not see the step from nothing to 1, so they are there from the beginning.
+_AT_FIRST: Final = dict.fromkeys(_foreseen(), 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +39,7 @@ class Tally:
     took from then on, failed attempts included, and `load_s` how long its own attempt took. `quiet_s` is the longest quiet of the
     last load that is over, whatever became of it. Seconds; None is "not yet"."""
 
-    #: All stalls are there from the beginning: who watches a counter does not see the step from nothing to 1.
-    ended: Mapping[tuple[str, str], int] = field(
-        default_factory=lambda: dict.fromkeys((("stalled", c) for c in _STALLS), 0)
-    )
+    ended: Mapping[tuple[str, str], int] = field(default_factory=lambda: _AT_FIRST)
     starts: int = 0
     services: int = 0
     wanted_at: float | None = None
