@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 DEV_STAMP := $(VENV)/.complete
 # Tests that share nothing with each other, so that several run at once. Those of whole daemons look into one /dev/shm.
-APART := tests/ctl tests/doctor
+APART := tests/adapters tests/ctl tests/doctor
 
 .PHONY: help dev run demo demo-ladder check bench-heartbeat bench-diagnosis test install uninstall clean
 .DELETE_ON_ERROR:
