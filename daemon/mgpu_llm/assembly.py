@@ -11,12 +11,12 @@ from mgpu_llm.config import launching, model
 from mgpu_llm.config.context import context_length
 from mgpu_llm.config.endpoint import Listening, endpoint, listening
 from mgpu_llm.config.fitting import Fitting
-from mgpu_llm.config.ladder import to_ladder
+from mgpu_llm.config.ladder import areas, to_ladder
 from mgpu_llm.config.schema import Config
 from mgpu_llm.core import unusable
 from mgpu_llm.core.endpoint import Endpoint
 from mgpu_llm.core.history import launch_key
-from mgpu_llm.core.ladder import BASE, Ladder, Nvlink, Rung
+from mgpu_llm.core.ladder import BASE, Nvlink, Rung
 from mgpu_llm.core.launch import Server, argv
 from mgpu_llm.core.preflight import When
 from mgpu_llm.core.report import Identity
@@ -79,9 +79,19 @@ def plan(
         nvlink=Nvlink.NONE if When(config.preflight.mode) is When.OFF else found.nvlink,
         spares=tuple(found.spares),
     )
-    policy = _policy(config, ladder)
+    policy = Policy(
+        ladder=ladder,
+        preflight=When(config.preflight.mode),
+        preflight_s=config.preflight.deadline,
+        kill_deadline_s=config.stop.kill_deadline,
+    )
     return Plan(
-        policy=replace(policy, server=server, uuids=uuids, weights_bytes=model.weights_bytes(config, environ)),
+        policy=replace(
+            settled(policy, config),
+            server=server,
+            uuids=uuids,
+            weights_bytes=model.weights_bytes(config, environ),
+        ),
         server=server,
         identity=Identity(version=mgpu_llm.__version__, model=config.model.served_name or server.model, url=where.url),
         endpoint=where,
@@ -117,12 +127,12 @@ def key(plan: Plan, config: Config, versions: Versions, environ: Mapping[str, st
     }
 
 
-def _policy(config: Config, ladder: Ladder) -> Policy:
-    retries, serving, stop, heartbeat = config.retries, config.serving, config.stop, config.heartbeat
-    return Policy(
-        ladder=ladder,
-        preflight=When(config.preflight.mode),
-        preflight_s=config.preflight.deadline,
+def settled(policy: Policy, config: Config) -> Policy:
+    """The policy with what of the config can change while the daemon runs (`config.reloading`)."""
+    retries, serving, heartbeat = config.retries, config.serving, config.heartbeat
+    return replace(
+        policy,
+        ladder=replace(policy.ladder, areas=areas(config)),
         up_after=config.ladder.retry_up_after,
         patience=launching.to_patience(config),
         learn_factor=heartbeat.learn_factor if heartbeat.learn else None,
@@ -137,6 +147,5 @@ def _policy(config: Config, ladder: Ladder) -> Policy:
         failed_probes=serving.failed_probes,
         deaths=serving.deaths,
         deaths_window_s=serving.deaths_window,
-        stop_grace_s=stop.grace,
-        kill_deadline_s=stop.kill_deadline,
+        stop_grace_s=config.stop.grace,
     )

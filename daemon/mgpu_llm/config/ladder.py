@@ -27,14 +27,13 @@ def to_ladder(
 ) -> Ladder:
     """The ladder under the config. `need` is what the model needs, `gpu_bytes` what each of the base's GPUs has; None and ()
     where nobody knows. `spares` are entries of CUDA_VISIBLE_DEVICES, as the base's GPUs are."""
-    args, gpus, asked = config.engine.args, config.gpus, config.ladder
-    areas = BY_DEFAULT.union(asked.may_change).difference(asked.pin)
-    if need is not None and Area.CONTEXT_LENGTH in areas:
+    args, gpus, asked, allowed = config.engine.args, config.gpus, config.ladder, areas(config)
+    if need is not None and Area.CONTEXT_LENGTH in allowed:
         need = replace(need, context=None)  # a rung that lacks cache alone is a step to one with a shorter context
     sizes, no_sizes = _sizes(config, base, heads, need, gpu_bytes)
     return Ladder(
         base=base,
-        areas=areas,
+        areas=allowed,
         sizes=sizes,
         no_sizes=no_sizes,
         lowest=_lowest((base.tensor_parallel, *sizes), need, gpu_bytes),
@@ -48,6 +47,11 @@ def to_ladder(
         pipeline_parallel=prod(options.multipliers(args).values()),
         own=None if asked.rungs is None else tuple(_own(asked.rungs)),
     )
+
+
+def areas(config: Config) -> frozenset[Area]:
+    """What the built-in remedies may change."""
+    return BY_DEFAULT.union(config.ladder.may_change).difference(config.ladder.pin)
 
 
 def _sizes(

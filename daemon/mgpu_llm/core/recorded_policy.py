@@ -1,4 +1,5 @@
-"""The first row of a recording: everything that the judgement of the attempt, and the decision after it, depend on."""
+"""The first row of a recording: everything that the judgement of the attempt, and the decision after it, depend on; and the row
+that tells of a change of that meanwhile."""
 
 from __future__ import annotations
 
@@ -42,19 +43,36 @@ def header(policy: Policy, run: Run) -> Row:
         deaths=run.deaths,
         trial=run.trial and run.trial.name,
         failed=[_failed(ended) for ended in decision.failed_in_a_row(run)],
-        ladder=_ladder(policy.ladder),
-        patience={phase.label: seconds for phase, seconds in policy.allowed.items()},
-        stacks=policy.look_at_stacks,
-        attempts=policy.attempts,
-        tries_per_cause=policy.tries_per_cause,
-        crashes_per_rung=policy.crashes_per_rung,
-        backoff=[policy.backoff_s, policy.backoff_ceiling_s, policy.backoff_jitter, policy.seed],
-        weights_bytes=policy.weights_bytes,
+        **_rules(policy),
     )
 
 
-def policy_of(recorded: Recording) -> Policy:
-    """How the recording was judged. Raises RecordingError where its header is broken."""
+def reloaded(policy: Policy, run: Run, t: float) -> Row:
+    """The row that says, `t` seconds after the spawn, that another policy holds from now on. The inverse of `policy_from`."""
+    return recording.note(t, "policy", format=recording.FORMAT, rung=run.rung.name, **_rules(policy))
+
+
+def _rules(policy: Policy) -> dict[str, Any]:
+    return {
+        "ladder": _ladder(policy.ladder),
+        "patience": {phase.label: seconds for phase, seconds in policy.allowed.items()},
+        "stacks": policy.look_at_stacks,
+        "attempts": policy.attempts,
+        "tries_per_cause": policy.tries_per_cause,
+        "crashes_per_rung": policy.crashes_per_rung,
+        "backoff": [policy.backoff_s, policy.backoff_ceiling_s, policy.backoff_jitter, policy.seed],
+        "weights_bytes": policy.weights_bytes,
+    }
+
+
+def policy_from(recorded: Recording, row: Row) -> Policy:
+    """How the recording was judged from this row on. Raises RecordingError where it is broken."""
+    return policy_of(replace(recorded, header=row), f"the policy row at t={row['t']}")
+
+
+def policy_of(recorded: Recording, what: str = "its first row") -> Policy:
+    """How the recording was judged, at the beginning. Raises RecordingError where its header is broken, which is called
+    `what`."""
     given = recorded.header
     try:
         if given.get("format", recording.FORMAT) != recording.FORMAT:
@@ -80,7 +98,7 @@ def policy_of(recorded: Recording) -> Policy:
             weights_bytes=readings.count(given.get("weights_bytes")),
         )
     except _BROKEN as error:
-        raise RecordingError(f"its first row is broken: {error}") from error
+        raise RecordingError(f"{what} is broken: {error}") from error
 
 
 def run_of(recorded: Recording, policy: Policy) -> Run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -40,7 +40,7 @@ _KINDS: Final = frozenset(
     {"note", "log", "dropped", "sample", "unobserved", "host", "kernel", "unfit", "stacks", "preflight"}
 )
 #: The notes that somebody looks at, beside those that end a recording.
-_NOTES: Final = frozenset({"attempt", "fault", "lost"})
+_NOTES: Final = frozenset({"attempt", "fault", "lost", "policy"})
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 Row = readings.Row
@@ -126,11 +126,20 @@ def _rows(lines: Iterable[bytes | str]) -> Iterator[Row]:
         raise RecordingError("none of its rows is of a kind that recordings have")
 
 
-def events(recording: Recording, *, attempt: int = 1, spawned_at: float = 0.0) -> Iterator[Event]:
+def events(
+    recording: Recording,
+    *,
+    attempt: int = 1,
+    spawned_at: float = 0.0,
+    reloaded: Callable[[Row], None] = lambda _: None,
+) -> Iterator[Event]:
     """The start as events: the spawn, what each row says at its time, and the exit if there was one. Times are
-    `spawned_at` plus the recorded ones. Raises RecordingError where a row's fields are not of their type."""
+    `spawned_at` plus the recorded ones. `reloaded` is given each row that says how the rest was judged, before the events that
+    follow it. Raises RecordingError where a row's fields are not of their type."""
     yield EngineSpawned(at=spawned_at, attempt=attempt, pid=_top_pid(recording))
     for row in recording.rows:
+        if row["kind"] == "note" and row.get("what") == "policy":
+            reloaded(row)
         yield from of_row(row, attempt=attempt, spawned_at=spawned_at)
     if recording.exit_status is not None:
         yield EngineExited(at=spawned_at + recording.ended_at, attempt=attempt, status=recording.exit_status)

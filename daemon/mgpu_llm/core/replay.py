@@ -11,7 +11,7 @@ from mgpu_llm.core import ending, progress, recorded_policy, recording, supervis
 from mgpu_llm.core.diagnosis import Diagnosis, of_exit
 from mgpu_llm.core.effects import Announce
 from mgpu_llm.core.engine_log import Phase
-from mgpu_llm.core.recording import Recording
+from mgpu_llm.core.recording import Recording, Row
 from mgpu_llm.core.states import Killing, Policy, Starting, State
 
 #: How a diagnosis's outcome is told of a recording: what was refused ended by itself as well.
@@ -59,15 +59,20 @@ class Report:
 
 
 def judge(recorded: Recording, policy: Policy | None = None) -> Report:
-    """Raises RecordingError where a row's fields are not of their type. Without `policy` the recording's own header says how
-    it was judged, and the defaults hold for what it does not say."""
-    policy = policy or recorded_policy.policy_of(recorded)
+    """Raises RecordingError where a row's fields are not of their type. Without `policy` the recording says how it was judged,
+    in its header and where that changed, and the defaults hold for what it does not say."""
+    given, policy = policy, policy or recorded_policy.policy_of(recorded)
     run = recorded_policy.run_of(recorded, policy)
+
+    def reloaded(row: Row) -> None:
+        nonlocal policy
+        policy = given or recorded_policy.policy_from(recorded, row)
+
     checked = any(row["kind"] == "preflight" for row in recorded.rows)
     last = Starting(run=run, since=0.0, progress=progress.begin(0.0, policy.weights_bytes), checking=checked)
     state: State = last
     at, told = 0.0, list[tuple[float, Announce]]()
-    for event in recording.events(recorded, attempt=run.attempt):
+    for event in recording.events(recorded, attempt=run.attempt, reloaded=reloaded):
         at = max(at, event.at)
         state, effects = supervisor.step(state, replace(event, at=at), policy)
         told += [(at, effect) for effect in effects if isinstance(effect, Announce)]
