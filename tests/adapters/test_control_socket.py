@@ -8,6 +8,7 @@ import os
 import pwd
 import socket
 import stat
+import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -242,3 +243,51 @@ def test_hundreds_that_connect_while_the_loop_is_busy_are_all_answered(tmp_path:
         for client in clients:
             client.settimeout(DEADLINE_S)
             assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    ("uid", "admins", "status"), [(0, "root", 200), (65534, "root", 403), (65534, "no-such-group", 403)]
+)
+def test_who_may_look_may_not_change_anything_unless_root_or_an_admin(
+    tmp_path: Path, uid: int, admins: str, status: int
+) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can connect as somebody else")
+    backend = SampleBackend()
+    assert asyncio.run(_asked_as(uid, tmp_path, backend, admins)) == (200, status)
+    assert len(backend.asked) == (status == 200)
+
+
+def test_members_of_the_admins_group_may_change_things(tmp_path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can connect as somebody else")
+    somebody = pwd.getpwnam("nobody")
+    backend = SampleBackend()
+    group = grp.getgrgid(somebody.pw_gid).gr_name
+    assert asyncio.run(_asked_as(somebody.pw_uid, tmp_path, backend, group)) == (200, 200)
+    ((verb, by),) = backend.asked
+    assert (verb, by.startswith(f"uid {somebody.pw_uid} (nobody), pid ")) == ("stop", True)
+
+
+ASKS = """
+import http.client, os, socket, sys
+os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
+for method, target in (("GET", "/v1/status"), ("POST", "/v1/stop")):
+    client = http.client.HTTPConnection("localhost", timeout=60)
+    client.sock = socket.socket(socket.AF_UNIX)
+    client.sock.connect(sys.argv[1])
+    client.request(method, target)
+    print(client.getresponse().status)
+"""
+
+
+async def _asked_as(uid: int, runtime_dir: Path, backend: SampleBackend, admins: str) -> tuple[int, ...]:
+    """The HTTP statuses that this user has of a question and of a request."""
+    async with serving(runtime_dir, backend, admins=admins) as path:
+        await asyncio.to_thread(path.chmod, 0o666)
+        await asyncio.to_thread(runtime_dir.chmod, 0o711)
+        # From within: the folders above are root's alone.
+        argv = (sys.executable, "-c", ASKS, path.name, str(uid))
+        process = await asyncio.create_subprocess_exec(*argv, stdout=asyncio.subprocess.PIPE, cwd=runtime_dir)
+        out, _ = await process.communicate()
+        return tuple(map(int, out.split()))

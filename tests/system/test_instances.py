@@ -13,7 +13,7 @@ from tests.support.booted_systemd import BootedSystemd
 from tests.support.fake_nvml import FakeGpu, FakeNvml, build
 from tests.support.fake_setup import MODEL, FakeSetup
 from tests.support.toy_setup import free_port
-from tests.system.units import ctl, lay
+from tests.system.units import PROGRAMS, ctl, lay
 
 pytestmark = pytest.mark.system
 LIBRARY = "/usr/local/lib/fake-nvml"
@@ -80,3 +80,25 @@ def test_the_end_of_one_takes_nothing_from_the_other(host: BootedSystemd) -> Non
     assert ctl(host).splitlines()[1].split()[:3] == ["mgpu-llm@a", "not", "running"]
     host.must("systemctl", "start", "mgpu-llm@a")
     assert state(host, "a") == "active"
+
+
+def test_members_of_the_group_may_look_admins_may_change_things_and_others_are_told_what_to_do(
+    host: BootedSystemd,
+) -> None:
+    def asked(user: str, *words: str) -> tuple[int, str]:
+        as_user = ("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups")
+        done = host.run(*as_user, str(PROGRAMS / "mgpuctl"), "-i", "b-2.5", *words)
+        return done.returncode, done.stdout + done.stderr
+
+    for user, groups in (("eve", ""), ("bob", "mgpu-llm"), ("ann", "mgpu-llm,mgpu-llm-admin")):
+        host.must("useradd", "--user-group", f"--groups={groups}", user)
+    status, said = asked("eve", "status")
+    assert (status, "usermod -aG mgpu-llm USER" in said) == (4, True)
+    assert asked("bob", "status")[0] == 0
+    status, said = asked("bob", "restart")
+    assert (status, "not allowed to restart: that is for root and for members of the group mgpu-llm-admin" in said) == (
+        4,
+        True,
+    )
+    assert asked("ann", "restart", "--wait")[0] == 0
+    assert "(ann), pid " in host.journal("mgpu-llm@b-2.5")

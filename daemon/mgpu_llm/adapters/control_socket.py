@@ -1,6 +1,7 @@
 """The control socket: HTTP with JSON on a Unix socket (the words are in `control_api`), served by aiohttp.
 
-Who may connect, may ask for everything: the socket's mode (0660, group mgpu-llm) is the permission.
+Who may connect, may read: the socket's mode (0660, group mgpu-llm) is the permission. To change anything takes root, the daemon's
+own user, or the group mgpu-llm-admin, as the kernel tells of who connected.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +25,7 @@ from mgpu_llm import control_api
 from mgpu_llm.core.status import RungStatus, Status
 
 GROUP = "mgpu-llm"
+ADMINS = "mgpu-llm-admin"
 #: No request of ours has a body; a client that sends one is not mgpuctl.
 BODY_BYTES = 4096
 #: aiohttp would wait a minute for clients that keep a connection open, longer than systemd waits for our end.
@@ -83,15 +86,18 @@ class Backend(Protocol):
 
 
 @asynccontextmanager
-async def serving(runtime_dir: Path, backend: Backend, *, group: str = GROUP) -> AsyncIterator[Path]:
-    """Answers on `<runtime_dir>/control.sock` as long as it is entered, and gives that path.
+async def serving(
+    runtime_dir: Path, backend: Backend, *, group: str = GROUP, admins: str = ADMINS
+) -> AsyncIterator[Path]:
+    """Answers on `<runtime_dir>/control.sock` as long as it is entered, and gives that path. `group` may read, and `admins` of it
+    may change things.
 
     The caller holds the daemon's lock: a socket that is already there belongs to a dead daemon and is replaced.
     Raises OSError if the directory cannot take a socket.
     """
     path = runtime_dir / control_api.SOCKET_NAME
     listener = _listen(path, group)
-    runner = web.AppRunner(_application(backend), access_log=None, shutdown_timeout=GOODBYE_S)
+    runner = web.AppRunner(_application(backend, admins), access_log=None, shutdown_timeout=GOODBYE_S)
     try:
         await runner.setup()
         await web.SockSite(runner, listener, backlog=BACKLOG).start()
@@ -137,7 +143,7 @@ def _listen(path: Path, group: str) -> socket.socket:
     return listener
 
 
-def _application(backend: Backend) -> web.Application:
+def _application(backend: Backend, admins: str) -> web.Application:
     async def status(_: web.Request) -> web.Response:
         return web.json_response(control_api.status_to_json(backend.status()))
 
@@ -159,7 +165,11 @@ def _application(backend: Backend) -> web.Application:
     async def ask(request: web.Request) -> web.Response:
         await request.read()  # a body over the limit is refused here, with 413
         verb = request.path.rpartition("/")[2]
-        by = await asyncio.to_thread(_who, *_peer(request))
+        peer = _peer(request)
+        if not await asyncio.to_thread(peer.may_change, admins):
+            why = f"that is for root and for members of the group {admins} (usermod -aG {admins} USER)"
+            raise web.HTTPForbidden(text=f"not allowed to {verb}: {why}")
+        by = await asyncio.to_thread(peer.name)
         return web.json_response({"accepted": True, "message": backend.request(verb, by)})
 
     application = web.Application(middlewares=[_errors_as_json], client_max_size=BODY_BYTES)
@@ -230,21 +240,34 @@ def _line_count(request: web.Request) -> int:
     raise web.HTTPBadRequest(text=f"cannot give lines={given!r}: a number from 1 to {control_api.MOST_LINES} is needed")
 
 
-def _peer(request: web.Request) -> tuple[int, int]:
-    """Pid and uid of who is at the other end, as the kernel saw them at connect() (unix(7), SO_PEERCRED)."""
+@dataclass(frozen=True, kw_only=True)
+class _Peer:
+    """Who is at the other end, as the kernel saw them at connect() (unix(7), SO_PEERCRED)."""
+
+    pid: int
+    uid: int
+    gid: int
+
+    def may_change(self, admins: str) -> bool:
+        """Run in a thread, as the next: names may come from a directory service that does not answer."""
+        if self.uid in (0, os.geteuid()):
+            return True
+        with suppress(KeyError, OverflowError):
+            return grp.getgrnam(admins).gr_gid in os.getgrouplist(pwd.getpwuid(self.uid).pw_name, self.gid)
+        return False
+
+    def name(self) -> str:
+        try:
+            name = pwd.getpwuid(self.uid).pw_name
+        except (KeyError, OverflowError):
+            name = "no name"
+        return f"uid {self.uid} ({name}), pid {self.pid}"
+
+
+def _peer(request: web.Request) -> _Peer:
     connection = request.get_extra_info("socket")
     if connection is None:  # it hung up meanwhile
-        return 0, -1
-    pid, uid, _ = struct.unpack(
-        "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    )
-    return pid, uid
-
-
-def _who(pid: int, uid: int) -> str:
-    """Run in a thread: the name may come from a directory service that does not answer."""
-    try:
-        name = pwd.getpwuid(uid).pw_name
-    except (KeyError, OverflowError):
-        name = "no name"
-    return f"uid {uid} ({name}), pid {pid}"
+        return _Peer(pid=0, uid=-1, gid=-1)
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid, uid, gid = struct.unpack("3i", found)
+    return _Peer(pid=pid, uid=uid, gid=gid)

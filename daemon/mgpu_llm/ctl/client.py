@@ -144,7 +144,7 @@ class Client:
         if not isinstance(document, dict):
             raise self._foreign("its JSON is not an object")
         if status >= 400:
-            code = exits.WRONG_COMMAND if status == 400 else exits.REFUSED
+            code = {400: exits.WRONG_COMMAND, 403: exits.NOT_ALLOWED}.get(status, exits.REFUSED)
             raise Failure(str(document.get("error", f"HTTP status {status}")), code)
         return document
 
