@@ -6,8 +6,10 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import structlog
@@ -55,6 +57,14 @@ log = structlog.get_logger()
     is_flag=True,
     help="Print as JSON the GPUs of this host, who uses them and what joins them, and exit: 75 where the driver is silent.",
 )
+@click.option(
+    "--show-config",
+    is_flag=True,
+    help="Print as JSON the config's values and where each is from, and exit: 78 with problems.",
+)
+@click.option(
+    "--schema", is_flag=True, help="Print the JSON schema of the config, by which editors complete it, and exit."
+)
 @click.option("--user", metavar="NAME", help="With --doctor: who will run the daemon.")
 @click.option("--probe", is_flag=True, help="With --doctor: let the GPUs work too, three minutes at most.")
 @click.option("--force", is_flag=True, help="With --probe: also where somebody uses them.")
@@ -69,6 +79,8 @@ def main(
     probe: bool,
     force: bool,
     gpus: bool,
+    show_config: bool,
+    schema: bool,
 ) -> None:
     """Supervise a vLLM server: bring it to service, through stalls, and keep it there.
 
@@ -76,8 +88,18 @@ def main(
     Exit status: 0 stopped on request; 2 a wrong command line; 65 no retry can help; 69 gave up, the ladder is spent;
     70 a fault in mgpud; 75 try again (another daemon runs or has a GPU, or the driver cannot be reached); 78 the config is wrong.
     """
-    if check + doctor + gpus + (cause is not None) > 1:
-        raise click.UsageError("--check, --plan, --doctor and --gpus are several questions; ask one of them")
+    asked: list[tuple[bool, Callable[[], Coroutine[Any, Any, int]]]] = [
+        (check, partial(questions.check, config_file)),
+        (cause is not None, partial(questions.plan, config_file, cause or "")),
+        (doctor, partial(questions.doctor, config_file, user, probe=probe, force=force)),
+        (gpus, questions.gpus),
+        (show_config, partial(questions.config, config_file)),
+        (schema, questions.schema),
+    ]
+    answers = [answer for wanted, answer in asked if wanted]
+    if len(answers) > 1:
+        options = "--schema, --show-config, --check, --plan, --doctor and --gpus"
+        raise click.UsageError(f"{options} are several questions; ask one of them")
     if (user is not None or probe) and not doctor:
         raise click.UsageError("--user and --probe are about --doctor")
     if force and not probe:
@@ -89,17 +111,8 @@ def main(
     journal.configure("info", os.environ, sys.stderr)
     notifier = SystemdNotifier(os.environ)
     try:
-        if check:
-            answer = questions.check(config_file)
-        elif cause is not None:
-            answer = questions.plan(config_file, cause)
-        elif doctor:
-            answer = questions.doctor(config_file, user, probe=probe, force=force)
-        elif gpus:
-            answer = questions.gpus()
-        else:
-            answer = life.supervise(config_file, notifier)
-        sys.exit(asyncio.run(answer))
+        answer = answers[0] if answers else partial(life.supervise, config_file, notifier)
+        sys.exit(asyncio.run(answer()))
     except CannotStartError as problem:
         if not journal.cannot_start(problem.message, problem.status, config=problem.status == BAD_CONFIG):
             streams.tell(problem.message, sys.stderr)

@@ -1,4 +1,4 @@
-"""What mgpud answers without supervising anything: whether the config is right, and what would be tried."""
+"""What mgpud answers without supervising anything: whether the config is right, what it comes to, and what would be tried."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from mgpu_llm import probing, reservation, startup
 from mgpu_llm.adapters import instance_lock, state_dir, streams
 from mgpu_llm.adapters.gpus import Gpus, GpusUnobserved
 from mgpu_llm.assembly import Plan
-from mgpu_llm.config import files, fitting, parse
+from mgpu_llm.config import effective, files, fitting, parse
+from mgpu_llm.config.json_schema import json_schema
 from mgpu_llm.core import planning, unusable
 from mgpu_llm.core.launch import differences
 from mgpu_llm.core.states import Fail, Run
@@ -25,7 +26,7 @@ from mgpu_llm.doctor.examination import examine
 from mgpu_llm.doctor.facts import Patient
 from mgpu_llm.gpu_json import GpuReport
 from mgpu_llm.plan_json import plan_to_json
-from mgpu_llm.startup import TRY_AGAIN, CannotStartError
+from mgpu_llm.startup import BAD_CONFIG, TRY_AGAIN, CannotStartError
 
 #: The exit status of a wrong command line, as click has it.
 WRONG_COMMAND: Final = 2
@@ -79,6 +80,20 @@ async def gpus(deadline_s: float = GPUS_S) -> int:
     except GpusUnobserved as silence:
         raise CannotStartError(TRY_AGAIN, silence.reason) from None
     _print(json.dumps(document, indent=2))
+    return 0
+
+
+async def config(config_file: Path) -> int:
+    """Print as JSON the values that the config comes to, where each is from, and the problems that show in the files; returns the
+    exit status. Raises CannotStartError."""
+    document = effective.document(config_file)
+    _print(json.dumps(document, indent=2))
+    return BAD_CONFIG if document["problems"] else 0
+
+
+async def schema() -> int:
+    """Print the config's JSON schema; returns the exit status. Raises CannotStartError."""
+    _print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
     return 0
 
 

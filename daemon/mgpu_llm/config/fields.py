@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, NoReturn
 
-from pydantic import AfterValidator, Field, PlainValidator
+from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from mgpu_llm.config.address import address
@@ -114,26 +114,63 @@ def _listed_gpus(value: object, expected: str) -> tuple[int | str, ...]:
 
 
 def _is_uuid(gpu: object) -> bool:
-    return isinstance(gpu, str) and re.fullmatch(r"(?:GPU|MIG)-[0-9a-f][0-9a-f-]*", gpu) is not None
+    return isinstance(gpu, str) and re.fullmatch(_UUID, gpu) is not None
 
 
+def _matching(pattern: str) -> WithJsonSchema:
+    """A text for the JSON schema, by what a pattern can say of our own rules."""
+    return WithJsonSchema({"type": "string", "pattern": pattern})
+
+
+def _gpus(**more: object) -> dict[str, object]:
+    index, uuid = {"type": "integer", "minimum": 0}, {"type": "string", "pattern": f"^{_UUID}$"}
+    return {"type": "array", "items": {"anyOf": [index, uuid]}, "uniqueItems": True, **more}
+
+
+#: How a UUID of a GPU or of a MIG slice looks.
+_UUID: Final = "(?:GPU|MIG)-[0-9a-f][0-9a-f-]*"
+_CONTROL: Final = r"\u0000-\u001f\u007f-\u009f"
 OFF: Final = "off"
 LISTEN: Final = '"off", or an IP address and a port such as "127.0.0.1:19400"'
 USE: Final = '"all", "none", a list of indices or of UUIDs'
 SPARES: Final = "a list of indices or of UUIDs"
 _AREA: Final = ", ".join(f'"{area}"' for area in Area)
-Text = Annotated[str, AfterValidator(_printable)]
-Word = Annotated[Text, AfterValidator(_not_an_option)]
-Folder = Annotated[Text, AfterValidator(_absolute), Expected("an absolute path")]
-Folders = Annotated[
-    tuple[Folder, ...], AfterValidator(_one_at_least), Expected("an array of absolute paths", item="an absolute path")
+Text = Annotated[str, AfterValidator(_printable), _matching(rf"^[^{_CONTROL}]*$")]
+Word = Annotated[
+    Text, AfterValidator(_not_an_option), _matching(rf"^([^\s{_CONTROL}-]([^{_CONTROL}]*[^\s{_CONTROL}])?)?$")
 ]
-SocketFolder = Annotated[Folder, AfterValidator(_room_for_socket)]
-Listen = Annotated[str, AfterValidator(_listened_on), Expected(LISTEN)]
-Argument = Annotated[str, AfterValidator(_passable), AfterValidator(_one_argument)]
+Folder = Annotated[Text, AfterValidator(_absolute), _matching(rf"^/[^{_CONTROL}]*$"), Expected("an absolute path")]
+Folders = Annotated[
+    tuple[Folder, ...],
+    AfterValidator(_one_at_least),
+    Field(json_schema_extra={"minItems": 1}),
+    Expected("an array of absolute paths", item="an absolute path"),
+]
+SocketFolder = Annotated[
+    Folder, AfterValidator(_room_for_socket), Field(json_schema_extra={"maxLength": _LONGEST_RUNTIME_DIR})
+]
+Listen = Annotated[
+    str,
+    AfterValidator(_listened_on),
+    _matching(r"^(off|([0-9]{1,3}(\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5})$"),
+    Expected(LISTEN),
+]
+Argument = Annotated[
+    str,
+    AfterValidator(_passable),
+    AfterValidator(_one_argument),
+    _matching(r"^(?!--?[A-Za-z][\w.-]*\s)[^\u0000]*$"),
+]
 Environment = Annotated[
     dict[Annotated[str, AfterValidator(_variable)], Annotated[str, AfterValidator(_passable)]],
     Field(repr=False),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
+            "additionalProperties": {"type": "string", "pattern": r"^[^\u0000]*$"},
+        }
+    ),
     Expected("a table of strings", item="a string"),
 ]
 Arguments = Annotated[
@@ -141,8 +178,13 @@ Arguments = Annotated[
 ]
 Duration = Annotated[float, Field(ge=0.1, le=86400), Expected("seconds from 0.1 to 86400 (a day)")]
 Wait = Annotated[float, Field(ge=0, le=86400), Expected("seconds from 0 to 86400 (a day)")]
-UsedGpus = Annotated[Literal["all", "none"] | tuple[int | str, ...], PlainValidator(_used_gpus), Expected(USE)]
-SpareGpus = Annotated[tuple[int | str, ...], PlainValidator(_spare_gpus), Expected(SPARES)]
+UsedGpus = Annotated[
+    Literal["all", "none"] | tuple[int | str, ...],
+    PlainValidator(_used_gpus),
+    WithJsonSchema({"anyOf": [{"enum": ["all", "none"]}, _gpus(minItems=1)]}),
+    Expected(USE),
+]
+SpareGpus = Annotated[tuple[int | str, ...], PlainValidator(_spare_gpus), WithJsonSchema(_gpus()), Expected(SPARES)]
 #: Not strict, for TOML has no enumerations.
 Areas = Annotated[
     tuple[Annotated[Area, Field(strict=False)], ...],

@@ -23,6 +23,7 @@ VERBS = (
     "gpus",
     "doctor",
     "logs",
+    "config",
     "start",
     "stop",
     "restart",
@@ -43,7 +44,7 @@ Exit codes:
   5  no answer in 5 s, or not one of a mgpud
   6  the engine is stopped (status, --wait)
   7  the engine has failed, the daemon gave up (status, --wait)
-  8  the daemon refused, the result could not be written, or plan, gpus: mgpud cannot make one"""
+  8  the daemon refused, the result could not be written, config: it has problems, or plan, gpus: mgpud cannot make one"""
 
 
 class Verbs(click.Group):
