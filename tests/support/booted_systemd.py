@@ -92,6 +92,8 @@ mkdir run/host
 pivot_root . run/host
 umount -l run/host
 rmdir run/host
+# As systemd does it itself outside of containers: what it mounts for a unit's credentials comes from a process of its own.
+mount --make-rshared /
 exec env -i container=other "PATH=$PATH" "NOTIFY_SOCKET=$NOTIFY_SOCKET" \
     /lib/systemd/systemd --system --unit=multi-user.target </dev/null
 """

@@ -18,6 +18,7 @@ from tests.system.units import PROGRAMS, ctl, lay
 pytestmark = pytest.mark.system
 LIBRARY = "/usr/local/lib/fake-nvml"
 CONTROL = "/srv/nvml-control"
+TOKEN = "hf_sesame0123456789"
 #: What an instance takes from its name.
 FROM_ITS_NAME = ("daemon.runtime_dir", "daemon.state_dir", "gpus.lock_dirs", "gpus.tensor_parallel")
 
@@ -33,6 +34,9 @@ def host(booted: BootedSystemd, tmp_path_factory: pytest.TempPathFactory) -> Ite
     booted.write("/srv/model/config.json", json.dumps(MODEL))
     driver = f"[Service]\nEnvironment=LD_LIBRARY_PATH={LIBRARY} FAKE_NVML_CONTROL={CONTROL}\n"
     booted.write("/etc/systemd/system/mgpu-llm@.service.d/driver.conf", driver)
+    booted.write("/etc/mgpu-llm/hf-token", f"{TOKEN}\n", mode=0o600)
+    secret = "[Service]\nLoadCredential=env.HF_TOKEN:/etc/mgpu-llm/hf-token\n"
+    booted.write("/etc/systemd/system/mgpu-llm@a.service.d/secret.conf", secret)
     lay(booted)
     for name, gpu in (("a", 0), ("b-2.5", 1)):
         configure(booted, name, gpu)
@@ -60,6 +64,25 @@ def test_two_instances_serve_beside_each_other_and_mgpuctl_names_both(host: Boot
     owners = host.must("stat", "-c", "%U %a %n", "/run/mgpu-llm@a", "/var/lib/mgpu-llm@b-2.5").splitlines()
     assert owners == ["mgpu-llm 750 /run/mgpu-llm@a", "mgpu-llm 750 /var/lib/mgpu-llm@b-2.5"]
     assert host.run("test", "-e", "/run/mgpu-llm").returncode != 0, "that is the usual one's"
+
+
+def test_a_secret_of_root_s_is_in_the_environment_of_the_engine_that_was_given_it_and_nowhere_else(
+    host: BootedSystemd,
+) -> None:
+    pids = [json.loads(ctl(host, "-i", name, "status", "--json"))["pid"] for name in ("a", "b-2.5")]
+    environments = [host.must("cat", f"/proc/{pid}/environ").split("\0") for pid in pids]
+    assert [f"HF_TOKEN={TOKEN}" in environment for environment in environments] == [True, False]
+    daemon = host.show("mgpu-llm@a.service", "MainPID")["MainPID"]
+    shown = [host.must("cat", f"/proc/{pid}/cmdline") for pid in (pids[0], daemon)]
+    shown += [host.must("cat", f"/proc/{daemon}/environ"), host.journal("mgpu-llm@a", "-o", "json", "--all")]
+    shown += [
+        ctl(host, "-i", "a", *words) for words in (("status", "--json"), ("plan", "--json"), ("logs",), ("attempts",))
+    ]
+    shown += [host.must("sh", "-c", "cat $(find /run/mgpu-llm@a /var/lib/mgpu-llm@a -type f)")]
+    assert [text for text in shown if "sesame" in text] == []
+    assert host.run(
+        "setpriv", "--reuid=mgpu-llm", "--regid=mgpu-llm", "--clear-groups", "cat", "/etc/mgpu-llm/hf-token"
+    ).returncode
 
 
 def test_a_third_one_on_a_gpu_of_the_first_is_refused_and_says_whose_it_is(host: BootedSystemd) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from mgpu_llm.config import files, spelling
+from mgpu_llm.config import credentials, files, spelling
 from mgpu_llm.config.document import Document, Place, merge, origin, replaced, value_at, without
 from mgpu_llm.config.fields import Expected
 from mgpu_llm.config.files import Source
@@ -47,9 +48,10 @@ class Loaded:
 
 
 def load(main: Path = files.DEFAULT_PATH) -> Loaded:
-    """Read and parse the main file and its drop-ins. Never raises for anything that is in the files."""
+    """Read and parse the main file, its drop-ins and the credentials that systemd gave. Never raises for anything in them."""
     sources, problems = files.read(main)
-    return parse((*files.defaults(main), *sources), main, problems)
+    secrets, trouble = credentials.read(os.environ)
+    return parse((*files.defaults(main), *sources, *secrets), main, (*problems, *trouble))
 
 
 def parse(sources: Iterable[Source], main: Path, unread: tuple[ConfigProblem, ...] = ()) -> Loaded:
