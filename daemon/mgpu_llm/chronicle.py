@@ -58,6 +58,10 @@ class Chronicle:
         if isinstance(after, Starting) and not isinstance(before, Starting):
             self._recorder.begin(after.run.attempt, after.since, recorded_policy.header(policy, after.run))
 
+    def reloaded(self, state: State, policy: Policy, now: float) -> None:
+        """From `now` on another policy holds: a load that is under way is judged by it."""
+        self._recorder.note(now, lambda t: recorded_policy.reloaded(policy, state.run, t))
+
     def remember(self, start: RememberStart) -> None:
         """Keep what a start has needed that came to service now."""
         self._history.remember(

@@ -2,6 +2,8 @@
 
 GET  /v1/status    Status                       GET  /v1/ladder    {"rungs": [RungStatus]}
 GET  /v1/logs?lines=N   {"lines": [str]}        POST /v1/start|stop|restart|forget   {"accepted": true, "message": str}
+POST /v1/reload    {"applied": [key], "needs_restart": [key]}, keys as "patience.weights"; status 422: the config is wrong,
+                   nothing has changed, and {"error": str, "problems": [str]} has a line for each problem
 GET  /v1/plan?cause=CAUSE   {"cause": str, "plans": [...]}, as `mgpud --plan CAUSE` has it, and "begins": {"rung", "since"}
                    of what the next start begins with, or null; status 400: no such cause
 GET  /v1/gpus      the GPUs of the host and who uses them, as gpu_json has it; status 409: the driver does not answer
@@ -35,6 +37,7 @@ UNKNOWN_CAUSE = "unknown"
 #: Below the state folder: the rung that served last, of which `forget` speaks.
 KNOWN_GOOD_NAME = "known-good.json"
 VERBS = ("start", "stop", "restart", "forget")
+RELOAD = "reload"
 
 
 def status_to_json(status: Status) -> dict[str, Any]:

@@ -49,6 +49,7 @@ from mgpu_llm.gpu_baseline import Baseline
 from mgpu_llm.gpu_json import GpuReport
 from mgpu_llm.observer import Observer
 from mgpu_llm.performer import Outside
+from mgpu_llm.reloading import Reloading
 from mgpu_llm.remains import Remains
 from mgpu_llm.runner import Audience, Runner
 from mgpu_llm.startup import BAD_CONFIG, TRY_AGAIN, CannotStartError
@@ -166,7 +167,8 @@ async def _run(
     audience = Audience(notifier=notifier, console=console, watchdog_interval_s=watchdog_interval_s(os.environ))
     policy = replace(plan.policy, past=chronicle.past, incidents=str(incidents.folder or ""))
     chronicle.forget_outdated(policy)
-    runner = Runner(policy, plan.identity, clock, events, outside, audience, GpuReport(driver), plan.out)
+    report, reloading = GpuReport(driver), _reloading(loaded, plan, probes)
+    runner = Runner(policy, plan.identity, clock, events, outside, audience, report, reloading, plan.out)
     async with control_socket.serving(runtime_dir, runner), _metrics(loaded, runner):
         try:
             return await runner.run()
@@ -176,6 +178,11 @@ async def _run(
             await aside(passed.close, CLOSE_S)
             # NCCL's own words were evidence for as long as there was an engine.
             await aside(lambda: shutil.rmtree(runtime_dir / "nccl", ignore_errors=True), CLOSE_S)
+
+
+def _reloading(loaded: Loaded, plan: assembly.Plan, probes: Probes) -> Reloading:
+    gpus = plan.policy.ladder.base.gpus
+    return Reloading(loaded, os.environ, None if gpus is None else len(gpus), probes)
 
 
 def _metrics(loaded: Loaded, runner: Runner) -> AbstractAsyncContextManager[None]:

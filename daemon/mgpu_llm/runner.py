@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -13,12 +14,12 @@ import structlog
 
 from mgpu_llm.adapters import journal
 from mgpu_llm.adapters.console import Console
-from mgpu_llm.adapters.control_socket import RefusedError, UnknownError
+from mgpu_llm.adapters.control_socket import RefusedError, UnknownError, WrongConfigError
 from mgpu_llm.adapters.engine.aside import answered, aside
 from mgpu_llm.adapters.gpus import GpusUnobserved
 from mgpu_llm.adapters.incidents import NoIncidentError
 from mgpu_llm.adapters.systemd import SystemdNotifier
-from mgpu_llm.core import engine_log, metrics, report, supervisor, tally, unusable, whereabouts
+from mgpu_llm.core import engine_log, in_use, metrics, report, supervisor, tally, unusable, whereabouts
 from mgpu_llm.core.effects import (
     Announce,
     Effect,
@@ -45,6 +46,7 @@ from mgpu_llm.core.status import RungStatus, Status
 from mgpu_llm.gpu_json import GpuReport
 from mgpu_llm.performer import Outside, Performer
 from mgpu_llm.plan_json import plan_to_json
+from mgpu_llm.reloading import Reloading
 
 TICK_S: Final = 0.5
 #: mgpuctl waits 5 s for an answer.
@@ -70,7 +72,8 @@ class Runner:
     """One daemon's life, and what the control socket asks of it (`control_socket.Backend`).
 
     `events` is the loop's queue, `clock` gives monotonic seconds; everything in `outside` answers by putting events into
-    the queue. `out` are GPUs that must not be used from the beginning, by entry of CUDA_VISIBLE_DEVICES, each with why.
+    the queue. `reloading` reads the config again. `out` are GPUs that must not be used from the beginning, by entry of
+    CUDA_VISIBLE_DEVICES, each with why.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Runner:
         outside: Outside,
         audience: Audience,
         report: GpuReport,
+        reloading: Reloading,
         out: Mapping[str, str],
     ) -> None:
         self._policy = policy
@@ -91,6 +95,8 @@ class Runner:
         self._outside = outside
         self._audience = audience
         self._report = report
+        self._reloading = reloading
+        self._one_reload_at_a_time = asyncio.Lock()
         self._performer = Performer(outside, clock, events.put_nowait, self._loading)
         run, self._out_told = unusable.noted(Run(known=outside.chronicle.known), out)
         self._state: State = Stopped(run=run)
@@ -103,7 +109,9 @@ class Runner:
         """Supervise until the core says Exit. A task of ours that fails ends the daemon: it would be blind or deaf."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, self._asked_to_end, number)
+            # A terminal that is closed says SIGHUP too: whoever sat there is gone, and would not know what goes on.
+            reloads = number == signal.SIGHUP and not self._audience.console.is_terminal
+            loop.add_signal_handler(number, self._asked_to_reload if reloads else self._asked_to_end, number)
         for told in self._out_told:
             await self._carry_out(told)
         self._performer.start(self._tick())
@@ -171,6 +179,21 @@ class Runner:
     async def incident_archive(self, wanted: str) -> tuple[str, bytes]:
         return await _read(lambda: self._outside.incidents.archive(wanted))
 
+    async def reload(self, by: str) -> dict[str, Any]:
+        try:
+            if self._ended is not None:
+                raise RefusedError("cannot reload: the daemon is ending")
+            async with self._one_reload_at_a_time:
+                wanted = await self._reloading.read()
+                # No event is taken up from here on: the next one, and a recording that is under way, find the new policy.
+                self._policy, done = self._reloading.apply(wanted, self._policy, in_use.areas(self._state))
+                self._outside.chronicle.reloaded(self._state, self._policy, self._clock())
+        except (RefusedError, WrongConfigError) as failure:
+            log.error("config.reload-failed", by=by, why=str(failure), consequence="nothing has changed")
+            raise
+        log.info("config.reloaded", by=by, applied=done.applied, needs_restart=done.needs_restart)
+        return {"applied": done.applied, "needs_restart": done.needs_restart}
+
     def request(self, verb: str, by: str) -> str:
         """Take up start, stop, restart or forget. Raises RefusedError when that cannot be done now."""
         at, now = self._clock(), report.state_name(self._state)
@@ -203,6 +226,13 @@ class Runner:
 
     def _asked_to_end(self, number: signal.Signals) -> None:
         self._events.put_nowait(StopRequested(at=self._clock(), final=True, by=number.name))
+
+    def _asked_to_reload(self, number: signal.Signals) -> None:
+        async def reload() -> None:
+            with suppress(RefusedError, WrongConfigError):  # the journal has it
+                await self.reload(number.name)
+
+        self._performer.start(reload())
 
     def _retell(self, event: Event) -> None:
         if isinstance(event, LineRead):

@@ -3,4 +3,4 @@
 s|^Description=.*|& %i|
 s|/etc/mgpu-llm/mgpu-llm\.toml|/etc/mgpu-llm/%i.toml|
 s/^\(Runtime\|State\)Directory=mgpu-llm$/&@%i/
-s|%S/mgpu-llm|&@%i|
+s|%[St]/mgpu-llm|&@%i|

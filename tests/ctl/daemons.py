@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import mgpu_llm
-from mgpu_llm.adapters.control_socket import RefusedError, UnknownError, serving
+from mgpu_llm.adapters.control_socket import RefusedError, UnknownError, WrongConfigError, serving
 from mgpu_llm.adapters.incidents import Incidents, NoIncidentError
 from mgpu_llm.core.status import RungStatus, Status
 from tests.ctl.host_gpus import HOST_GPUS
@@ -34,6 +34,8 @@ class SampleBackend:
         self.ladder = RUNGS
         self.asked: list[tuple[str, str]] = []
         self.refusal = ""
+        self.reloaded: dict[str, Any] = {"applied": [], "needs_restart": []}
+        self.problems: list[str] = []
         self.host_gpus = HOST_GPUS
         self.driver_silent = ""
         self.kept = Incidents(None, keep=0, max_bytes=0)
@@ -56,6 +58,14 @@ class SampleBackend:
 
     def engine_lines(self, count: int) -> tuple[str, ...]:
         return self.lines[-count:]
+
+    async def reload(self, by: str) -> dict[str, Any]:
+        if self.problems:
+            raise WrongConfigError(self.problems)
+        if self.refusal:
+            raise RefusedError(self.refusal)
+        self.asked.append(("reload", by))
+        return self.reloaded
 
     async def gpus(self) -> dict[str, Any]:
         if self.driver_silent:

@@ -22,6 +22,7 @@ from mgpu_llm.adapters.recorder import Recorder
 from mgpu_llm.adapters.systemd import SystemdNotifier
 from mgpu_llm.chronicle import Chronicle
 from mgpu_llm.collector import Collector
+from mgpu_llm.config.parse import parse
 from mgpu_llm.core.endpoint import Endpoint
 from mgpu_llm.core.events import Event, StartRequested, StopRequested
 from mgpu_llm.core.launch import Server
@@ -31,6 +32,7 @@ from mgpu_llm.gpu_baseline import Baseline
 from mgpu_llm.gpu_json import GpuReport
 from mgpu_llm.observer import Observer
 from mgpu_llm.performer import Outside
+from mgpu_llm.reloading import Reloading
 from mgpu_llm.remains import Remains
 from mgpu_llm.runner import Audience, Runner
 from tests.core.everything import POLICY, STATES
@@ -64,7 +66,8 @@ def runner(folder: Path, events: asyncio.Queue[Event]) -> Runner:
     )
     identity = Identity(version="0", model="toy", url=endpoint.url)
     audience = Audience(notifier=SystemdNotifier({}), console=Console(sys.stderr), watchdog_interval_s=None)
-    return Runner(POLICY, identity, clock, events, outside, audience, GpuReport(Gpus()), {})
+    reloading = Reloading(parse([], folder / "mgpu-llm.toml"), {}, None, outside.probes)
+    return Runner(POLICY, identity, clock, events, outside, audience, GpuReport(Gpus()), reloading, {})
 
 
 @pytest.mark.parametrize(

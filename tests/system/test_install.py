@@ -280,6 +280,9 @@ def test_another_prefix_has_its_unit_in_etc_and_the_unit_starts_what_is_there(sm
     ]
     unit = (dest / "etc/systemd/system/mgpu-llm.service").read_text()
     assert "ExecStart=/opt/mgpu/bin/mgpud --config /etc/mgpu-llm/mgpu-llm.toml\n" in unit
+    template = (dest / "etc/systemd/system/mgpu-llm@.service").read_text()
+    assert "ExecReload=/opt/mgpu/bin/mgpuctl --socket %t/mgpu-llm/control.sock reload\n" in unit
+    assert "ExecReload=/opt/mgpu/bin/mgpuctl --socket %t/mgpu-llm@%i/control.sock reload\n" in template
     example = (dest / "opt/mgpu/share/mgpu-llm/prometheus/scrape.example.yml").read_text()
     assert "  - /opt/mgpu/share/mgpu-llm/prometheus/mgpu-llm.rules.yml\n" in example
     script = (dest / "opt/mgpu/lib/mgpu-llm/venv/bin/mgpud").read_text()

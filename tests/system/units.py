@@ -14,7 +14,7 @@ PROGRAMS: Final = ROOT / ".venv/bin"
 
 def lay(booted: BootedSystemd) -> BootedSystemd:
     """The service, its template, its user and its folders."""
-    unit = (PACKAGING / "mgpu-llm.service").read_text().replace("/usr/local/bin/mgpud", str(PROGRAMS / "mgpud"))
+    unit = (PACKAGING / "mgpu-llm.service").read_text().replace("/usr/local/bin/", f"{PROGRAMS}/")
     script = str(PACKAGING / "instance.sed")
     template = subprocess.run(["sed", "-f", script], input=unit, capture_output=True, text=True, check=True).stdout
     for name, text in (("mgpu-llm", unit), ("mgpu-llm@", template)):

@@ -23,12 +23,18 @@ class Console:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._terminal = stream.isatty()
         self._shown = ""
         self._live: Live | None = None
         self._rich: rich.console.Console | None = None
         terminal = rich.console.Console(file=stream, highlight=False)
-        if stream.isatty() and not terminal.is_dumb_terminal:
+        if self._terminal and not terminal.is_dumb_terminal:
             self._rich = terminal
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether it was one when we began."""
+        return self._terminal
 
     def show(self, status: Status) -> None:
         """Draws the live line, if it has changed."""

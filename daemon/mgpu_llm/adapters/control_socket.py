@@ -12,7 +12,7 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,14 @@ class UnknownError(Exception):
     """Raised by a `Backend` that has not what was asked for; its text is shown to who asked (HTTP 404)."""
 
 
+class WrongConfigError(Exception):
+    """Raised by `Backend.reload` when the config is wrong; `problems` has a line for each (HTTP 422)."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
 class Backend(Protocol):
     """The daemon, as the socket sees it. All are called from the event loop; those that may wait do so for a few seconds."""
 
@@ -65,6 +73,11 @@ class Backend(Protocol):
     def request(self, verb: str, by: str) -> str:
         """Take up start, stop, restart or forget; `by` is such as "uid 0 (root), pid 123". Returns a word for who asked,
         or raises RefusedError."""
+        ...
+
+    async def reload(self, by: str) -> dict[str, Any]:
+        """Read the config again, and let hold what of it can. Returns {"applied": [key], "needs_restart": [key]}, or raises
+        WrongConfigError or RefusedError."""
         ...
 
     async def gpus(self) -> dict[str, Any]:
@@ -170,6 +183,8 @@ def _application(backend: Backend, admins: str) -> web.Application:
             why = f"that is for root and for members of the group {admins} (usermod -aG {admins} USER)"
             raise web.HTTPForbidden(text=f"not allowed to {verb}: {why}")
         by = await asyncio.to_thread(peer.name)
+        if verb == control_api.RELOAD:
+            return web.json_response(await backend.reload(by))
         return web.json_response({"accepted": True, "message": backend.request(verb, by)})
 
     application = web.Application(middlewares=[_errors_as_json], client_max_size=BODY_BYTES)
@@ -178,7 +193,7 @@ def _application(backend: Backend, admins: str) -> web.Application:
     application.router.add_get(control_api.LOGS, logs)
     application.router.add_get(control_api.PLAN, plan)
     application.router.add_get(control_api.GPUS, gpus)
-    for verb in control_api.VERBS:
+    for verb in (*control_api.VERBS, control_api.RELOAD):
         application.router.add_post(f"/v1/{verb}", ask)
     _add_incidents(application.router, backend)
     return application
@@ -215,6 +230,8 @@ async def _errors_as_json(
         return await handler(request)
     except RefusedError as refusal:
         return _error(str(refusal), 409)
+    except WrongConfigError as wrong:
+        return web.json_response({"error": str(wrong), "problems": wrong.problems}, status=422)
     except UnknownError as unknown:
         return _error(str(unknown), 404)
     except web.HTTPMethodNotAllowed as error:

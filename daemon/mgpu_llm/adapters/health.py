@@ -39,13 +39,19 @@ class Probes:
         self._completion_timeout_s = completion_timeout_s
         self._session: aiohttp.ClientSession | None = None
 
+    def allow(self, *, health_timeout_s: float, completion_timeout_s: float) -> None:
+        """Other timeouts, from the next probe on."""
+        self._health_timeout_s = health_timeout_s
+        self._completion_timeout_s = completion_timeout_s
+
     async def health(self) -> Answer:
         """GET /health. It says that the API server lives, not that the GPUs work."""
+        limit_s = self._health_timeout_s
         try:
-            async with asyncio.timeout(self._health_timeout_s):
+            async with asyncio.timeout(limit_s):
                 status, text = await self._request("GET", "/health")
         except _TROUBLES as error:
-            return Answer(good=False, detail=_trouble(error, self._health_timeout_s))
+            return Answer(good=False, detail=_trouble(error, limit_s))
         return Answer(good=status == 200, detail=f"/health answered {status}{_excerpt(text) if status != 200 else ''}")
 
     async def completion(self) -> Answer:
@@ -53,11 +59,12 @@ class Probes:
 
         Which of these a server has depends on its model (vLLM's supported tasks), so they are asked in turn.
         """
+        limit_s = self._completion_timeout_s
         try:
-            async with asyncio.timeout(self._completion_timeout_s):
+            async with asyncio.timeout(limit_s):
                 return await self._prove()
         except _TROUBLES as error:
-            return Answer(good=False, detail=_trouble(error, self._completion_timeout_s))
+            return Answer(good=False, detail=_trouble(error, limit_s))
 
     async def close(self) -> None:
         if self._session is not None:

@@ -54,6 +54,8 @@ MESSAGE_IDS: Final[Mapping[str, str]] = {
     "control.answer.failed": "7134e1d4eee64de8af37d5ea29fc4c47",
     "metrics.unavailable": "e1adde842f174986bd98f545e098831f",
     "config.wrong": "ac1b1741f3a24e158389454fc45055ff",
+    "config.reloaded": "ea75b3ebc2d14b8d99330139b8ff2e12",
+    "config.reload-failed": "3b642c902bb149e6ad22f72b3e5f9fba",
     "daemon.not-started": "8c88a8f90e8c4215a44089193dc4e67f",
     "daemon.gave-up": "6625e93e7374409bbca290bdf159ccd3",
     "daemon.fault": "f7195a4a242a473cabac88f54f0be1d5",

@@ -21,26 +21,29 @@ from mgpu_llm.core.status import RungStatus, Status
 from mgpu_llm.ctl import exits
 
 ANSWER_S = 5.0
+#: For a reload the daemon reads the config and looks at what it names, on disks.
+RELOAD_S = 10.0
 #: A status with every attempt's evidence has tens of kilobytes; a foreign server may send without end.
 ANSWER_BYTES = 16 * 1024 * 1024
 
 
 class Failure(click.ClickException):
-    """Ends mgpuctl with one line on stderr and the exit code `code`."""
+    """Ends mgpuctl with one line on stderr and the exit code `code`. `problems` is what the daemon has listed, if it has."""
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: int, problems: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.code = code
+        self.problems = problems
 
 
 class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=ANSWER_S)
+    def __init__(self, path: str, limit_s: float) -> None:
+        super().__init__("localhost", timeout=limit_s)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(ANSWER_S)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
 
 
@@ -76,6 +79,10 @@ class Client:
         """start, stop or restart: the daemon's word on it. It has accepted the request, it has not yet done it."""
         with self.making_sense():
             return str(self._request("POST", f"/v1/{verb}")["message"])
+
+    def reload(self) -> dict[str, Any]:
+        """The config: "applied" and "needs_restart" have the keys that changed. A Failure has its problems, if it is wrong."""
+        return self._understand(*self._exchange("POST", f"/v1/{control_api.RELOAD}", RELOAD_S))
 
     def forget(self) -> str:
         """The rung that served last: the daemon's word on it."""
@@ -145,17 +152,20 @@ class Client:
             raise self._foreign("its JSON is not an object")
         if status >= 400:
             code = {400: exits.WRONG_COMMAND, 403: exits.NOT_ALLOWED}.get(status, exits.REFUSED)
-            raise Failure(str(document.get("error", f"HTTP status {status}")), code)
+            listed = document.get("problems")
+            problems = tuple(map(str, listed)) if isinstance(listed, list) else ()
+            raise Failure(str(document.get("error", f"HTTP status {status}")), code, problems)
         return document
 
-    def _exchange(self, method: str, target: str) -> tuple[int, bytes]:
-        connection = _Connection(self.path)
+    def _exchange(self, method: str, target: str, limit_s: float | None = None) -> tuple[int, bytes]:
+        limit_s = ANSWER_S if limit_s is None else limit_s
+        connection = _Connection(self.path, limit_s)
         overdue = threading.Event()
         timer: threading.Timer | None = None
         try:
             connection.connect()
             # The socket's timeout starts anew with each byte; only a clock beside it bounds the whole answer.
-            timer = threading.Timer(ANSWER_S, _give_up, (connection.sock, overdue))
+            timer = threading.Timer(limit_s, _give_up, (connection.sock, overdue))
             timer.daemon = True
             timer.start()
             connection.request(method, target)
@@ -165,18 +175,18 @@ class Client:
                 raise TimeoutError
             return response.status, body
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise self._failure(error, overdue=overdue.is_set()) from error
+            raise self._failure(error, limit_s, overdue=overdue.is_set()) from error
         finally:
             if timer is not None:
                 timer.cancel()
             connection.close()
 
-    def _failure(self, error: Exception, *, overdue: bool) -> Failure:
+    def _failure(self, error: Exception, limit_s: float, *, overdue: bool) -> Failure:
         match error:
             # BlockingIOError: so many ask that the kernel has no room for one more in the queue.
             case _ if overdue or isinstance(error, TimeoutError | BlockingIOError):
                 return Failure(
-                    f"the daemon on {self.path} does not answer within {ANSWER_S:g} s; "
+                    f"the daemon on {self.path} does not answer within {limit_s:g} s; "
                     f"see: journalctl -u {self.unit} -n 50",
                     exits.NO_ANSWER,
                 )

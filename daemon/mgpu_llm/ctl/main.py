@@ -27,6 +27,7 @@ VERBS = (
     "start",
     "stop",
     "restart",
+    "reload",
     "forget",
     "replay",
     "incidents",

@@ -21,10 +21,10 @@ from typing import Any, Final, TextIO
 
 import structlog
 
-from mgpu_llm.adapters.journal import native
+from mgpu_llm.adapters.journal import levels, native
 from mgpu_llm.core import journal_fields
 
-LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+LEVELS, tell_from = levels.LEVELS, levels.tell_from
 #: The <N> of sd-daemon(3): syslog's numbers.
 PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 #: What the daemon itself has to say stands above the engine's small talk: `journalctl -p notice` tells the story.
@@ -76,13 +76,13 @@ def configure(
     timestamper = [structlog.processors.TimeStamper(fmt=stamp, utc=False)] if stamp else []
     structlog.configure(
         processors=[structlog.processors.add_log_level, *timestamper, structlog.processors.format_exc_info, render],
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=lambda *_: sink,
         cache_logger_on_first_use=False,
     )
     # Libraries speak through logging: what aiohttp and asyncio complain about must look like every other line.
-    logging.basicConfig(level=max(LEVELS[level], logging.WARNING), handlers=[_FromLogging()], force=True)
+    logging.basicConfig(handlers=[_FromLogging()], force=True)
     logging.captureWarnings(True)
+    tell_from(level)
 
 
 def engine_line(process: str, text: str, level: str, attempt: int | None = None) -> None:

@@ -84,6 +84,12 @@ class Recorder:
         if len(self._waiting) >= MANY_WAITING:
             self._wake.set()
 
+    def note(self, at: float, row: Callable[[float], Row]) -> None:
+        """Write a row of our own into the recording that is under way, if there is one: `row` is given the seconds since the
+        spawn at the moment `at`."""
+        if self._begun is not None:
+            self._waiting.append(row(max(0.0, at - self._begun.spawned_at)))
+
     def end(self, outcome: str, rows: Iterable[Row]) -> None:
         """The attempt has come to `outcome` (a word of a-z), which goes into the file's name; `rows` close it."""
         if self._begun is None:
