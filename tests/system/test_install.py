@@ -26,9 +26,16 @@ TREE = [
     "usr/local/lib/systemd/system/mgpu-llm@.service",
     "usr/local/lib/sysusers.d/mgpu-llm.conf",
     "usr/local/lib/tmpfiles.d/mgpu-llm.conf",
+    "usr/local/share/bash-completion/completions/mgpuctl",
+    "usr/local/share/bash-completion/completions/mgpud",
+    "usr/local/share/fish/vendor_completions.d/mgpuctl.fish",
+    "usr/local/share/fish/vendor_completions.d/mgpud.fish",
     "usr/local/share/mgpu-llm/grafana/mgpu-llm.json",
+    "usr/local/share/mgpu-llm/mgpu-llm.schema.json",
     "usr/local/share/mgpu-llm/prometheus/mgpu-llm.rules.yml",
     "usr/local/share/mgpu-llm/prometheus/scrape.example.yml",
+    "usr/local/share/zsh/site-functions/_mgpuctl",
+    "usr/local/share/zsh/site-functions/_mgpud",
 ]
 # An install as small as one can be: it tries what does not depend on what is installed.
 SMALL_PROJECT = """
@@ -43,6 +50,12 @@ mgpud = "mgpu_llm.__main__:main"
 mgpuctl = "mgpu_llm.__main__:main"
 [tool.setuptools.packages.find]
 where = ["daemon"]
+"""
+SMALL_SHARE = """
+import pathlib, sys
+file = pathlib.Path(sys.argv[-1], "man/man1/mgpuctl.1")
+file.parent.mkdir(parents=True)
+file.touch()
 """
 
 
@@ -89,6 +102,7 @@ def small_checkout(folder: Path) -> Path:
     (folder / "etc/mgpu-llm.toml").touch()
     (folder / "daemon/mgpu_llm/__init__.py").touch()
     (folder / "daemon/mgpu_llm/__main__.py").write_text("def main(): pass\n")
+    (folder / "daemon/mgpu_llm/share.py").write_text(SMALL_SHARE)
     return folder
 
 
@@ -120,6 +134,12 @@ def test_an_install_puts_exactly_these_files_there(destdir: Path) -> None:
     assert {"mgpud", "mgpuctl", "python3"} <= scripts
     assert scripts.isdisjoint({"pip", "activate"})
     assert (destdir / "etc/mgpu-llm/mgpu-llm.toml").read_bytes() == (CHECKOUT / "etc/mgpu-llm.toml").read_bytes()
+
+
+def test_bash_completes_with_what_was_installed(installed: BootedSystemd) -> None:
+    script = "source /usr/local/share/bash-completion/completions/mgpuctl && COMP_WORDS=(mgpuctl inc) COMP_CWORD=1"
+    script += ' && _mgpuctl_completion mgpuctl && echo "${COMPREPLY[@]}"'
+    assert installed.must("bash", "-c", script) == "incidents incident\n"
 
 
 def test_what_was_installed_for_a_package_runs_at_its_final_place_as_the_service_user(installed: BootedSystemd) -> None:
@@ -273,6 +293,7 @@ def test_another_prefix_has_its_unit_in_etc_and_the_unit_starts_what_is_there(sm
         "opt/mgpu/bin/mgpuctl",
         "opt/mgpu/bin/mgpud",
         "opt/mgpu/lib/mgpu-llm/venv",
+        "opt/mgpu/share/man/man1/mgpuctl.1",
         "opt/mgpu/share/mgpu-llm/grafana/mgpu-llm.json",
         "opt/mgpu/share/mgpu-llm/prometheus/mgpu-llm.rules.yml",
         "opt/mgpu/share/mgpu-llm/prometheus/scrape.example.yml",

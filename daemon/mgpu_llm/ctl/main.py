@@ -9,6 +9,7 @@ import sys
 from typing import cast
 
 import click
+from click.shell_completion import CompletionItem
 
 from mgpu_llm.core import instances
 from mgpu_llm.ctl import exits
@@ -80,6 +81,13 @@ def _name(_: click.Context, __: click.Parameter, name: str | None) -> str | None
     return name
 
 
+def _names(_: click.Context, __: click.Parameter, begun: str) -> list[CompletionItem]:
+    """For a shell that completes."""
+    from mgpu_llm.ctl import overview  # a status need not wait for it
+
+    return [CompletionItem(name) for name in overview.names() if name and name.startswith(begun)]
+
+
 @click.group(
     cls=Verbs,
     epilog=EXIT_CODES,
@@ -91,6 +99,7 @@ def _name(_: click.Context, __: click.Parameter, name: str | None) -> str | None
     "--instance",
     envvar="MGPU_LLM_INSTANCE",
     callback=_name,
+    shell_complete=_names,
     show_envvar=True,
     metavar="NAME",
     help="Which daemon of several: the one of the unit mgpu-llm@NAME.",

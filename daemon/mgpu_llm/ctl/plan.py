@@ -7,6 +7,7 @@ import textwrap
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from mgpu_llm.control_api import UNKNOWN_CAUSE
 from mgpu_llm.ctl import exits
@@ -18,7 +19,12 @@ from mgpu_llm.ctl.words import page, plain, say
 
 @click.command("plan", short_help="What would be tried against a cause, and what would not.")
 @click.option(
-    "--cause", default=UNKNOWN_CAUSE, show_default=True, metavar="CAUSE", help="As `mgpuctl attempts` tells it."
+    "--cause",
+    default=UNKNOWN_CAUSE,
+    show_default=True,
+    metavar="CAUSE",
+    shell_complete=lambda _, __, begun: [CompletionItem(cause) for cause in _causes() if cause.startswith(begun)],
+    help="As `mgpuctl attempts` tells it.",
 )
 @click.option(
     "--config", type=click.Path(), metavar="FILE", help="Plan for this config, whatever the daemon runs with."
