@@ -110,6 +110,14 @@ def test_a_refusal_is_a_409_in_the_daemons_words(tmp_path: Path) -> None:
         assert ask(path, "POST", "/v1/stop") == (409, {"error": "cannot stop: it is ending already"})
 
 
+def test_a_wrong_config_is_a_422_with_a_line_for_each_problem(tmp_path: Path) -> None:
+    backend = SampleBackend()
+    backend.problems = ["a.toml: one", "a.toml: two"]
+    with daemon(tmp_path, backend) as path:
+        answer = ask(path, "POST", "/v1/reload")
+    assert answer == (422, {"error": "a.toml: one; a.toml: two", "problems": ["a.toml: one", "a.toml: two"]})
+
+
 def test_an_unknown_path_is_a_404_with_a_reason(tmp_path: Path) -> None:
     with daemon(tmp_path, SampleBackend()) as path:
         code, document = ask(path, "GET", "/v2/status")

@@ -79,3 +79,24 @@ def test_a_list_of_hundreds_of_adapters_that_comes_in_pieces_is_read_whole() -> 
     server = Server(models=[models[:1000], models[1000:90_000], models[90_000:]])
     assert asyncio.run(prove(server)).good
     assert json.loads(server.asked[0])["model"] == "toy"
+
+
+def test_other_timeouts_hold_from_the_next_probe_on() -> None:
+    async def probed() -> list[str]:
+        async def never(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await over.wait()
+            writer.close()
+
+        over = asyncio.Event()
+        listener = await asyncio.start_server(never, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        endpoint = Endpoint(url=url, uds=None, api_key=None, served_name="toy")
+        probes = Probes(endpoint, health_timeout_s=600, completion_timeout_s=600)
+        probes.allow(health_timeout_s=0.02, completion_timeout_s=0.03)
+        told = [(await probes.health()).detail, (await probes.completion()).detail]
+        await probes.close()
+        over.set()
+        listener.close()
+        return told
+
+    assert asyncio.run(probed()) == ["no answer within 0.02 s", "no answer within 0.03 s"]

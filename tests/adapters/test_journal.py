@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from mgpu_llm.adapters.journal import configure, engine_line, under_journal
+from mgpu_llm.adapters.journal import configure, engine_line, tell_from, under_journal
 from tests.ctl.daemons import wait_for
 from tests.ctl.terminal import terminal
 
@@ -128,6 +128,17 @@ def test_what_is_below_the_level_is_left_out(tmp_path: Path) -> None:
         engine_line("APIServer", "Route: /ping", "info")
         engine_line("APIServer", "out of memory", "error")
     assert made.lines == ["<3>engine[APIServer] out of memory"]
+
+
+def test_the_level_can_change_and_everything_else_stays(journal: Journal) -> None:
+    log = structlog.get_logger()
+    tell_from("error")
+    log.warning("left.out")
+    log.error("told")
+    logging.getLogger("aiohttp").warning("left out")
+    tell_from("debug")
+    log.debug("told.too")
+    assert journal.lines == ["<3>told", "<7>told.too"]
 
 
 def test_a_level_that_is_none_is_a_key_error() -> None:

@@ -107,6 +107,20 @@ def test_what_was_taken_is_replayed_as_the_events_it_was(tmp_path: Path) -> None
     assert (found.ended_by, found.exit_status) == ("exit", -9)
 
 
+def test_a_row_of_our_own_stands_where_it_came_and_is_left_out_between_attempts(tmp_path: Path) -> None:
+    keeper = recorder(tmp_path)
+    keeper.note(99.0, lambda t: recording.note(t, "policy", n=0))
+    keeper.begin(1, 100.0, header())
+    keeper.take(line(101.0, "before"))
+    keeper.note(102.5, lambda t: recording.note(t, "policy", n=1))
+    keeper.take(line(102.0, "after"))
+    keeper.end("stalled", outcome(50.0, "stalled"))
+    keeper.note(151.0, lambda t: recording.note(t, "policy", n=2))
+    keeper.close()
+    told = [row.get("line", row.get("n")) for row in read(next(tmp_path.iterdir())).rows[1:]]
+    assert told == ["before", 1, "after"]
+
+
 def test_while_an_attempt_loads_its_file_is_plain_and_can_be_read(tmp_path: Path) -> None:
     keeper = recorder(tmp_path)
     keeper.begin(1, 100.0, header())

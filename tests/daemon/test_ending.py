@@ -1,18 +1,21 @@
-"""SIGTERM, SIGINT and SIGHUP end the daemon with 0 wherever it stands, and leave nothing behind."""
+"""SIGTERM, SIGINT and the end of its terminal end the daemon with 0 wherever it stands, and leave nothing behind."""
 
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.ctl.terminal import terminal
 from tests.daemon.conftest import Begin
-from tests.daemon.lives import LIMIT_S, Life, fact, remains
-from tests.support.daemons import processes_of
+from tests.daemon.lives import LIMIT_S, Life, fact, remains, until
+from tests.support.daemons import MGPUD, processes_of
+from tests.support.fake_setup import FakeSetup
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def loading(life: Life) -> None:
@@ -66,6 +69,22 @@ def test_a_signal_ends_the_daemon_with_0_and_nothing_is_left(
         assert life.ended() == 0, life.log()[-3000:]
         assert life.told("daemon.gave-up") == []
         assert remains(life.setup) == []
+
+
+def test_a_terminal_that_goes_away_takes_the_daemon_along_that_was_run_there(tmp_path: Path) -> None:
+    setup = FakeSetup(folder=tmp_path, scenario="hang-init", settings={"patience.distributed_init": 600})
+    setup.write()
+    with terminal() as seen:
+        argv = [MGPUD, "--config", setup.config_file]
+        daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=seen.slave)
+        try:
+            until("its engine", lambda: processes_of(setup.runtime_dir) != [], lambda: seen.raw)
+            daemon.send_signal(signal.SIGHUP)
+            assert daemon.wait(LIMIT_S) == 0, seen.raw
+        finally:
+            daemon.kill()
+            daemon.wait()
+    assert remains(setup) == []
 
 
 def test_a_signal_before_there_is_any_engine_leaves_nothing_either(begin: Begin) -> None:

@@ -112,7 +112,7 @@ def test_memory_that_stays_is_said_after_the_deadline_and_a_signal_meanwhile_is_
     nvml.set([FakeGpu(), FakeGpu(), FakeGpu(), HELD])
     assert ended.ctl("restart").returncode == 0
     ended.wait_until("killing", LIMIT_S)
-    ended.process.send_signal(signal.SIGHUP)
+    ended.process.send_signal(signal.SIGINT)
     assert goes_on.ctl("restart").returncode == 0
     in_attempt(goes_on, 2, "distributed-init")
     assert ended.ended() == 0
