@@ -75,7 +75,7 @@ def test_a_terminal_that_goes_away_takes_the_daemon_along_that_was_run_there(tmp
     setup = FakeSetup(folder=tmp_path, scenario="hang-init", settings={"patience.distributed_init": 600})
     setup.write()
     with terminal() as seen:
-        argv = [MGPUD, "--config", setup.config_file]
+        argv = [str(MGPUD), "--config", str(setup.config_file)]
         daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=seen.slave)
         try:
             until("its engine", lambda: processes_of(setup.runtime_dir) != [], lambda: seen.raw)
