@@ -26,7 +26,8 @@ def test_its_folders_have_its_name(folder: Path) -> None:
 
 def test_it_is_known_by_a_relative_path_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    assert parse.load(Path("big.toml")).config.daemon.runtime_dir == "/run/mgpu-llm@big"
+    for path in ("big.toml", f"../{folder.name}/big.toml", "./conf.d/../big.toml"):
+        assert parse.load(Path(path)).config.daemon.runtime_dir == "/run/mgpu-llm@big"
 
 
 def test_what_its_file_says_of_its_folders_counts(folder: Path) -> None:

@@ -86,3 +86,17 @@ def test_a_name_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
     done = mgpuctl(tmp_path / "s", "--instance", "../etc", "status")
     assert done.returncode == 2
     assert "'../etc' is no name of an instance: letters, digits, _, . and -" in done.stderr
+
+
+def test_what_stands_on_the_command_line_counts_more_than_a_variable(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with daemon(host.run / "mgpu-llm", SampleBackend()) as usual, daemon(host.run / "mgpu-llm@big", SampleBackend()):
+        monkeypatch.setenv("MGPU_LLM_SOCKET", str(usual))
+        assert "mgpu-llm@gone" in host.ctl("-i", "gone", "status")[2]
+        assert host.ctl("status")[0] == 1
+        monkeypatch.setenv("MGPU_LLM_INSTANCE", "gone")
+        assert host.ctl("--socket", str(usual), "status")[0] == 1
+        assert host.ctl("status")[0] == 2
+        status, _, said = host.ctl("-i", "big", "--socket", str(usual), "status")
+    assert (status, "exclude each other" in said) == (2, True)

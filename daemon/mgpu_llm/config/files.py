@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,7 +27,7 @@ class Source:
 def read(main: Path) -> tuple[tuple[Source, ...], tuple[ConfigProblem, ...]]:
     """The files that could be read, later ones weighing more, and what was wrong with the others."""
     sources, problems = list[Source](), list[ConfigProblem]()
-    instance = instances.of_config(main.absolute())
+    instance = instances.of_config(_whole(main))
     folder = main.parent / (f"{instance}.d" if instance else DROP_IN_FOLDER)
     try:
         files = [main, *_drop_ins(folder)]
@@ -51,11 +52,16 @@ def read(main: Path) -> tuple[tuple[Source, ...], tuple[ConfigProblem, ...]]:
 
 def defaults(main: Path) -> tuple[Source, ...]:
     """What an instance's folders are unless its files say otherwise, to be laid under these; nothing for the usual one."""
-    instance = instances.of_config(main.absolute())
+    instance = instances.of_config(_whole(main))
     if not instance:
         return ()
     folders = f'runtime_dir = "{instances.runtime_dir(instance)}"\nstate_dir = "{instances.state_dir(instance)}"'
     return (Source(file=main, text=f"[daemon]\n{folders}"),)
+
+
+def _whole(path: Path) -> Path:
+    """An absolute path without detours; links are left as they are."""
+    return Path(os.path.normpath(path.absolute()))
 
 
 def _drop_ins(folder: Path) -> list[Path]:

@@ -16,12 +16,12 @@ STATE: Final = PurePath("/var/lib")
 SOCKET: Final = "control.sock"
 #: Nothing that systemd would escape in a unit's name but the dash, which it leaves alone in %i.
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-EXPECTED: Final = "letters, digits, _, . and -, 64 at most, the first a letter or a digit, and not mgpu-llm"
+EXPECTED: Final = "letters, digits, _, . and -, 64 at most, the first a letter or a digit, not conf, and not mgpu-llm..."
 
 
 def is_name(name: str) -> bool:
-    """Whether an instance can be called so."""
-    return NAME.fullmatch(name) is not None and name != USUAL
+    """Whether an instance can be called so. Copies of the usual one's file are none, and conf.d is its own."""
+    return NAME.fullmatch(name) is not None and not name.startswith(USUAL) and name != "conf"
 
 
 def of_config(file: PurePath) -> str:

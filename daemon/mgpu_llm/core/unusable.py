@@ -16,7 +16,7 @@ from mgpu_llm.core.remedies import Want
 from mgpu_llm.core.states import Fail, Policy, Run
 
 CAUSE: Final = "gpu-unusable"
-ADVICE: Final = "reset the GPUs (nvidia-smi --gpu-reset) or reboot the host, then systemctl restart mgpu-llm"
+ADVICE: Final = "reset the GPUs (nvidia-smi --gpu-reset) or reboot the host, then restart this service with systemctl"
 WANTS: Final = (Want.OTHER_GPU, Want.FEWER_GPUS, Want.STOP)
 
 

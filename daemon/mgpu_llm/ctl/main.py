@@ -9,6 +9,7 @@ import sys
 from typing import cast
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from mgpu_llm.core import instances
@@ -116,7 +117,7 @@ def _names(_: click.Context, __: click.Parameter, begun: str) -> list[Completion
 @click.pass_context
 def cli(ctx: click.Context, instance: str | None, socket: str | None) -> int:
     """Ask and steer the mgpu-llm daemon. Without a verb: which there are on this host."""
-    ctx.obj = Client(socket or str(instances.socket(instance or "")))
+    ctx.obj = Client(_socket(ctx, instance, socket))
     if ctx.invoked_subcommand is not None:
         return exits.DONE
     from mgpu_llm.ctl import overview  # a status need not wait for it
@@ -124,6 +125,16 @@ def cli(ctx: click.Context, instance: str | None, socket: str | None) -> int:
     found = overview.names()
     say("\n".join(overview.overview_lines(found, page())) if found else ctx.get_help())
     return exits.DONE
+
+
+def _socket(ctx: click.Context, instance: str | None, socket: str | None) -> str:
+    """Whom to ask: what stands on the command line counts more than a variable, so that nobody stops another model."""
+    by_hand = {name for name in ("instance", "socket") if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    if instance and socket and len(by_hand) != 1:
+        raise click.UsageError("an instance and a socket exclude each other (-i, --socket, and their variables)")
+    if socket and by_hand != {"instance"}:
+        return socket
+    return str(instances.socket(instance or ""))
 
 
 def main() -> int:
