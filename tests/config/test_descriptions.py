@@ -25,5 +25,5 @@ def test_what_is_commented_out_is_described_where_it_is_first_told() -> None:
 
 
 def test_lines_are_joined_paragraphs_kept_and_lists_have_a_line_for_each_entry() -> None:
-    text = "[a]\n# It is\n# long:\n#   x    one\n#   y-z  two\n# End.\n#\n# More\n# of it.\nb = 1\n"
-    assert descriptions(text)["a.b"] == "It is long:\nx: one\ny-z: two\nEnd.\n\nMore of it."
+    text = "[a]\n# It is\n# long:\n#   x, w  one\n#   y-z   two\n# End.\n#\n# More\n# of it.\nb = 1\n"
+    assert descriptions(text)["a.b"] == "It is long:\nx, w: one\ny-z: two\nEnd.\n\nMore of it."

@@ -15,13 +15,14 @@ from mgpu_llm.ctl.main import cli
 from mgpu_llm.share.__main__ import PROGRAMS
 from mgpu_llm.share.completion import PLACES, scripts
 
+UNIT = Path(__file__).parents[2] / "packaging/systemd/mgpu-llm.service"
 BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
 def share(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("share")
-    subprocess.run([sys.executable, "-m", "mgpu_llm.share", folder], check=True, timeout=60)
+    subprocess.run([sys.executable, "-m", "mgpu_llm.share", UNIT, folder], check=True, timeout=60)
     return folder
 
 

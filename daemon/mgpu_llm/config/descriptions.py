@@ -23,16 +23,16 @@ def descriptions(text: str) -> dict[str, str]:
         bare = line.removeprefix("#").strip()
         if not line.strip():
             if block and not found:
-                found[""] = _reflowed(block)
+                found[""] = reflowed(block)
             block, about = [], ""
         elif name := _TABLE.fullmatch(bare):
-            found.setdefault(name[1], _reflowed(block))
+            found.setdefault(name[1], reflowed(block))
             table, block, about = name[1], [], ""
         elif setting := _setting(bare):
             key, behind = setting
-            about, block = _reflowed(block) or about, []
+            about, block = reflowed(block) or about, []
             if behind or about:
-                found.setdefault(f"{table}.{key}", behind or about)
+                found.setdefault(f"{table}.{key}", _sentence(behind) or about)
         else:
             block.append(line.removeprefix("#").removeprefix(" "))
     return found
@@ -55,13 +55,18 @@ def _cuts(line: str) -> Iterator[tuple[str, str]]:
         yield line[: found.start()], line[found.end() :].strip()
 
 
-def _reflowed(lines: Sequence[str]) -> str:
+def _sentence(text: str) -> str:
+    """Behind a key there is room for a few words only, begun with a small letter."""
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}" if text else ""
+
+
+def reflowed(lines: Sequence[str]) -> str:
     """Paragraphs as one line each; what is indented is a list, with a line for each of its entries."""
     text, before = "", ""
     for line in lines:
         entry = line.startswith("  ")
         if text:
             text += "\n\n" if not line else "\n" if entry or before.startswith("  ") else " " if before else ""
-        text += re.sub(r"^(\S+)\s{2,}", r"\1: ", line.strip()) if entry else line
+        text += re.sub(r"^(\S.*?)\s{2,}", r"\1: ", line.strip()) if entry else line
         before = line
     return text.strip()
