@@ -80,11 +80,13 @@ tr -d - </proc/sys/kernel/random/uuid >etc/machine-id
 echo mgpu-booted >etc/hostname
 : >etc/fstab
 touch etc/.updated var/.updated
-# The host's own services would take its ports. What else is masked waits for hardware, or would speak to the host's kernel.
+# The host's own services would take its ports. What else is masked waits for hardware, would speak to the host's kernel, or would take
+# the host's /dev/null for a console.
 rm -rf etc/systemd/system var/log/journal
 mkdir etc/systemd/system
 for unit in systemd-journald-audit.socket systemd-modules-load.service modprobe@.service getty.target systemd-logind.service \
-    systemd-udevd.service systemd-udev-trigger.service systemd-networkd.service systemd-timesyncd.service; do
+    systemd-udevd.service systemd-udev-trigger.service systemd-networkd.service systemd-timesyncd.service \
+    rescue.service emergency.service; do
     ln -s /dev/null "etc/systemd/system/$unit"
 done
 

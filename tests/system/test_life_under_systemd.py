@@ -130,7 +130,10 @@ def test_leaving_multi_user_as_a_shutdown_does_ends_the_service_in_order_and_lea
 ) -> None:
     configure(host)
     host.must("systemctl", "start", "mgpu-llm")
-    host.must("systemctl", "isolate", "--no-block", "rescue.target")
+    # A target of our own: rescue.target opens a console, which here is the host's /dev/null, and would take it for a terminal.
+    host.write("/run/systemd/system/less.target", "[Unit]\nRequires=basic.target\nAllowIsolate=yes\n")
+    host.must("systemctl", "daemon-reload")
+    host.must("systemctl", "isolate", "--no-block", "less.target")
     wait_for(lambda: show(host, "ActiveState") == "inactive")
     assert show(host, "Result") == "success"
     assert left(host) == []
