@@ -34,7 +34,7 @@ def show(client: Client, config: str | None, *, as_json: bool) -> int:
     """Every setting and who said it: a file, mgpu-llm itself ("default"), or the name of the instance. Secrets are "...".
 
     It is TOML, of the files as they are now: a daemon that runs may have begun with others. What is wrong is told on stderr, and
-    shown at its default.
+    shown at its default. Variables that systemd hands over as credentials are known to the daemon alone.
 
     \b
     Exit status: 0; 8 where the files have problems. `mgpud --check` looks at GPUs, model and engine too.
