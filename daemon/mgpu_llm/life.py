@@ -60,6 +60,10 @@ CLOSE_S: Final = 6.0
 ADOPT_S: Final = 5.0
 #: To find out who has the port of the metrics.
 WHY_S: Final = 3.0
+#: Of a lost GPU that the config does not name: it is in the way all the same (vLLM 0.32.0, platforms/cuda.py, log_warnings).
+_NAMED_AT_IMPORT: Final = (
+    "not used here, but vLLM (up to 0.32 at least) asks all GPUs of the host at its import, and ends if one is lost"
+)
 
 log = structlog.get_logger()
 
@@ -125,7 +129,7 @@ async def _run(
         url=plan.identity.url,
     )
     for gpu, why in plan.lost.items():
-        log.warning("gpu.lost", gpu=gpu, why=why, consequence="none here: the config does not name it")
+        log.warning("gpu.lost", gpu=gpu, why=why, consequence=_NAMED_AT_IMPORT)
     events: asyncio.Queue[Event] = asyncio.Queue()
     follow = partial(kernel_follower.follow, clock, kernel.tells)
     observer = Observer(driver, plan.uuids, clock, events.put_nowait, follow)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Final
+
+import pytest
 
 from mgpu_llm.core.unusable import ADVICE
 from tests.daemon.conftest import Begin
 from tests.daemon.lives import LIMIT_S, environ_of, fact, remains
 from tests.support.checkpoints import QWEN_7B, write_model
 from tests.support.daemons import MGPUD
+from tests.support.fake_engine import COMMAND
 from tests.support.fake_nvml import FakeGpu, FakeNvml
 from tests.support.fake_nvml.asked import uuid
 from tests.support.fake_setup import FakeSetup
@@ -21,6 +25,26 @@ SOUND: Final = FakeGpu()
 LOST: Final = FakeGpu(lost=True)
 WHY: Final = "GPU is lost (NVML error 15)"
 TWO: Final = {"gpus.use": [3, 1], "gpus.tensor_parallel": None}
+#: Does what vLLM does at its import (0.32.0, platforms/cuda.py, log_warnings), and only then becomes the fake engine.
+IMPORTING: Final = """
+import os, sys, pynvml
+
+class NvmlCudaPlatform:
+    @classmethod
+    def _get_physical_device_name(cls, device_id):
+        handle = pynvml.nvmlDeviceGetHandleByIndex(device_id)
+        return pynvml.nvmlDeviceGetName(handle)
+
+    @classmethod
+    def log_warnings(cls):
+        device_ids = pynvml.nvmlDeviceGetCount()
+        if device_ids > 1:
+            device_names = [cls._get_physical_device_name(i) for i in range(device_ids)]
+
+pynvml.nvmlInit()
+NvmlCudaPlatform.log_warnings()
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 SLICES: Final = ("MIG-377e0049-554c-540b-93c6-d0976f8426cb", "MIG-f39aa248-6f1b-5769-b119-8d650bb34b27")
 
 
@@ -50,6 +74,7 @@ def test_a_lost_gpu_that_the_config_does_not_name_is_a_warning_and_no_more(begin
     assert environ_of(status["pid"])["CUDA_VISIBLE_DEVICES"] == "3,1"
     (told,) = life.told("gpu.lost")
     assert (fact(told, "gpu"), fact(told, "why")) == ("2", WHY)
+    assert fact(told, "consequence").startswith("not used here, but vLLM (up to 0.32 at least) asks all GPUs")
     assert life.told("gpu.out") == []
     document = json.loads(life.ctl("gpus", "--json").stdout)
     assert [(gpu["lost"], gpu["in_use"]) for gpu in document["gpus"]] == [
@@ -124,6 +149,38 @@ def test_one_that_the_config_names_by_its_uuid_is_taken_for_the_lost_one_and_so_
     for life in (whole, part):
         assert life.stop() == 0
         assert remains(life.setup) == []
+
+
+@pytest.mark.parametrize(
+    ("lost", "use", "status"), [("lost", [0, 1], 65), ("error 999", [0, 1], 65), ("lost", [0, 2], 69)]
+)
+def test_an_engine_that_asks_all_gpus_at_its_import_is_begun_once_and_again_when_the_driver_counts_the_lost_one_no_more(
+    begin: Begin, nvml: FakeNvml, tmp_path: Path, lost: str, use: list[int], status: int
+) -> None:
+    script = tmp_path / "importing.py"
+    script.write_text(IMPORTING)
+    settings = {
+        "gpus.use": use,
+        "gpus.tensor_parallel": None,
+        "engine.command": [sys.executable, str(script), *COMMAND, "serve"],
+    }
+    if lost == "lost":
+        nvml.set([SOUND, SOUND, LOST])
+    else:
+        nvml.set([SOUND] * 3, ["nvmlDeviceGetHandleByIndex error 999 gpu 2"])
+    life = begin(settings=settings, environ=nvml.environment())
+    assert life.ended() == status
+    assert len(life.told("engine.starting")) == 1
+    (failed,) = life.told("engine.refused")
+    assert fact(failed, "cause") == "gpu-lost-at-import"
+    (gave_up,) = life.told("daemon.gave-up")
+    assert "/sys/bus/pci/devices/ADDRESS/remove" in gave_up
+    assert "gpus.use" not in gave_up
+    nvml.set([SOUND] * (2 if status == 65 else 3))
+    again = begin(settings=settings, environ=nvml.environment())
+    assert again.ready()["rung"] == "base"
+    assert again.stop() == 0
+    assert remains(life.setup) == remains(again.setup) == []
 
 
 def test_where_what_is_left_does_not_suffice_it_ends_with_the_reason_and_a_check_says_so_before(
