@@ -9,7 +9,7 @@ DEV_STAMP := $(VENV)/.complete
 # Tests that share nothing with each other, so that several run at once. Those of whole daemons look into one /dev/shm.
 APART := tests/adapters tests/ctl tests/doctor
 
-.PHONY: help dev run demo demo-ladder check bench-heartbeat bench-diagnosis test install uninstall clean
+.PHONY: help dev run demo demo-ladder check bench-heartbeat bench-diagnosis test deb install uninstall clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make test       every test, the real vLLM and a real systemd included (root)'
 	@echo 'make bench-heartbeat   how soon stalls are noticed, beside other rules, over recorded starts; writes docs/heartbeat.md'
 	@echo 'make bench-diagnosis   what failures are called, and in how many attempts they are cured; writes docs/diagnosis.md'
+	@echo 'make deb       dist/mgpu-llm_VERSION_ARCHITECTURE.deb, for the Debian or Ubuntu it is built on'
 	@echo 'make install    PREFIX=$(PREFIX) DESTDIR=$(DESTDIR) PYTHON=python3   make uninstall   PURGE=1 removes the config too'
 
 $(DEV_STAMP): packaging/requirements/dev.txt packaging/requirements/daemon.txt pyproject.toml
@@ -58,6 +59,9 @@ bench-diagnosis: $(DEV_STAMP)
 test: dev check
 	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile $(APART)
 	$(PY) -m pytest --ignore=tests/core --ignore=tests/config $(APART:%=--ignore=%)
+
+deb:
+	@packaging/deb/build
 
 install:
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' PYTHON='$(if $(filter command environment,$(firstword $(origin PYTHON))),$(PYTHON))' packaging/install install
