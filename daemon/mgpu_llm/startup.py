@@ -60,7 +60,8 @@ async def to_run(loaded: Loaded, driver: Gpus, environ: Mapping[str, str]) -> as
     when = plan.policy.preflight
     if asked is not None and when is When.OVERLAP and await host.one_process_only(asked, plan.uuids.values()):
         when = When.BEFORE
-    compared = room.is_compared(versions.vllm, options.value(loaded.config.engine.args, options.LOAD_FORMAT))
+    load_format = options.value(loaded.config.engine.args, options.LOAD_FORMAT)
+    compared = room.is_compared(versions.vllm, load_format, environment(environ, base))
     policy = replace(plan.policy, key=key, boot=versions.boot, seed=seed, preflight=when, free_is_compared=compared)
     return replace(plan, policy=policy, versions=versions)
 

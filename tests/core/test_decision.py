@@ -252,7 +252,7 @@ def test_the_last_word_names_the_failed_attempts_and_each_advice_once() -> None:
     assert told == "gave up: nothing helped; attempt 1 (base, 61 s): it ended. What to do: read the log"
     many = replace(run(tries=3), ended=(ended(1), ended(2), ended(3, None), ended(4, other, P2P_OFF)))
     assert final_message(many, "nothing helped") == (
-        "gave up: nothing helped; attempts 1, 2 (base, 123 s): it ended; "
+        "gave up: nothing helped; attempts 1, 2 (base, 61 s): it ended; "
         "attempt 4 (p2p-off, 61 s): it stalled. What to do: read the log / look at the disk"
     )
 
@@ -278,7 +278,7 @@ def test_the_last_word_names_every_death_in_the_row_and_what_failed_between_them
 
 def test_the_last_word_after_deaths_names_the_failed_loads_since_then_too() -> None:
     told = final_message(replace(run(tries=2, deaths=1), ended=(ended(1), ended(2, DEATH), ended(3), ended(4))), "no")
-    assert told.startswith("gave up: no; attempt 2 (base, 61 s): it died; attempts 3, 4 (base, 123 s): it ended. ")
+    assert told.startswith("gave up: no; attempt 2 (base, 61 s): it died; attempts 3, 4 (base, 61 s): it ended. ")
 
 
 def test_a_last_word_without_a_failed_attempt_has_no_advice() -> None:

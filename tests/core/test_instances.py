@@ -19,7 +19,9 @@ def test_a_name_is_one_that_systemd_and_paths_leave_as_it_is(name: str) -> None:
     assert instances.state_dir(name) == PurePath(f"/var/lib/mgpu-llm@{name}")
 
 
-@pytest.mark.parametrize("name", ["", "mgpu-llm", "mgpu-llm.bak", "conf", "../a", "a/b", ".a", "-a", "a b", "a@b", "ä", "x" * 65, "a\n"])
+@pytest.mark.parametrize(
+    "name", ["", "mgpu-llm", "mgpu-llm.bak", "conf", "../a", "a/b", ".a", "-a", "a b", "a@b", "ä", "x" * 65, "a\n"]
+)
 def test_any_other_is_refused(name: str) -> None:
     assert not instances.is_name(name)
 

@@ -207,7 +207,7 @@ def test_what_was_forgotten_is_not_remembered_by_what_serves_before_the_next_pla
     world.say(BANNER, WORLD_SIZE, NCCL, UP).look().serve()
     assert kept(world) == [replace(KNOWN, starts=1), None]
     (degraded,) = world.announced("engine.degraded")
-    assert "it is forgotten" in str(degraded.facts["way_back"])
+    assert "it is not remembered" in str(degraded.facts["way_back"])
     world.exits(0).gone().wait_out_backoff().serve()
     assert kept(world)[-1] is None, "nor by what serves again after a death"
     world.stop()

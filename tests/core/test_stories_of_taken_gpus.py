@@ -7,13 +7,15 @@ from typing import Final
 
 import pytest
 
-from mgpu_llm.core import room
-from mgpu_llm.core.effects import SpawnEngine
+from mgpu_llm.core import readiness, report, room
+from mgpu_llm.core.decision import final_message
+from mgpu_llm.core.effects import Level, RememberRung, SpawnEngine
 from mgpu_llm.core.events import EngineGone, EngineSpawnFailed, StartRequested
 from mgpu_llm.core.ladder import BASE as BASE_RUNG
 from mgpu_llm.core.launch import Launch
 from mgpu_llm.core.preflight import AS_LAUNCHED, Checked, Transport, When
 from mgpu_llm.core.states import Backoff, Policy
+from tests.core.everything import IDENTITY
 from tests.core.world import ASSIGNED, BANNER, BASE, NCCL, ON_CPU, UP, WORLD_SIZE, World, policy
 
 HELD: Final = (
@@ -62,7 +64,8 @@ def after_waiting(world: World, rank: int = 1, said: str = HELD) -> World:
 def test_what_is_free_is_compared_by_versions_that_are_known_to_do_so(
     version: str, load_format: str | None, compares: bool
 ) -> None:
-    assert room.is_compared(version, load_format) is compares
+    assert room.is_compared(version, load_format, {}) is compares
+    assert not room.is_compared(version, load_format, {room.LEFT_OUT: "1"})
 
 
 def test_each_rank_needs_what_it_is_told_to_take() -> None:
@@ -96,6 +99,46 @@ def test_the_load_is_spared_and_who_holds_the_gpu_is_the_cause() -> None:
     assert (found.figures["free"], found.figures["total"]) == (51.19, 79.65)
     assert found.advice == "end the process that holds the GPU, or lower gpus.memory_utilisation"
     assert isinstance(begun.state, Backoff)
+
+
+def test_a_wait_is_a_warning_leaves_no_incident_and_is_told_with_how_long_it_took() -> None:
+    begun = after_waiting(started())
+    assert [told.level for told in begun.announced("engine.averted")] == [Level.WARNING] * 5
+    assert begun.incidents == []
+    told = final_message(begun.state.run, "no")
+    waited = 4 * begun.policy.backoff_ceiling_s
+    assert told.startswith(f"gave up: no; attempts 1, 2, 3, 4, 5 (base, {waited:.0f} s): GPU 1 has ")
+
+
+def test_waits_count_for_nothing_where_attempts_are_counted() -> None:
+    begun = after_waiting(started(attempts=1, tries_per_cause=1, crashes_per_rung=1))
+    assert begun.rung == "tp-1"
+    begun.spawn().exits()
+    begun.send(EngineGone(at=begun.at, attempt=begun.attempt))
+    assert begun.exit is not None, "that was the one load"
+    assert "1 attempts in a row have failed" in begun.exit.message
+
+
+def test_where_nothing_else_is_left_it_is_waited_for_as_long_as_it_takes() -> None:
+    begun = started(replace(BASE, gpus=("GPU-a",), tensor_parallel=1))
+    for _ in range(200):
+        taken(begun, rank=0)
+        assert isinstance(begun.state, Backoff)
+        assert begun.state.until - begun.at <= begun.policy.backoff_ceiling_s
+        begun.tick(begun.policy.backoff_ceiling_s)
+    begun.spawn().say(BANNER, WORLD_SIZE, NCCL, ASSIGNED, UP).look().serve()
+    assert begun.rung == "base"
+
+
+def test_what_serves_only_because_others_held_a_gpu_is_not_where_the_next_start_begins() -> None:
+    begun = after_waiting(started())
+    begun.spawn().say(BANNER, WORLD_SIZE, NCCL, ASSIGNED, UP).look().serve()
+    assert (begun.rung, begun.state.run.known, begun.all(RememberRung)) == ("tp-1", None, [])
+    (degraded,) = begun.announced("engine.degraded")
+    assert degraded.facts["way_back"] == readiness.FORGOTTEN
+    status = report.status(begun.state, begun.policy, begun.at, IDENTITY)
+    assert status.degradation is not None
+    assert status.degradation.way_back == readiness.FORGOTTEN
 
 
 def test_a_sentence_that_the_table_does_not_know_is_no_more_than_an_engine_that_did_not_come_to_be() -> None:

@@ -38,6 +38,7 @@ def test_no_load_is_made_on_a_gpu_that_somebody_holds_and_the_free_one_serves(
     assert status["rung"] == "tp-1"
     assert [(one["outcome"], one["cause"]) for one in status["attempts"][:-1]] == [("averted", "gpu-not-free")] * 5
     assert len(life.told("engine.command")) == 1
+    assert list((life.setup.state_dir / "incidents").glob("*")) == [], "nothing has failed"
     said, *_ = life.told("engine.averted")
     held = f"GPU 1 has 52.00 of 80.00 GiB free, and utilisation 0.9 asks for more: pid {os.getpid()} (user "
     assert fact(said, "summary").startswith(held)

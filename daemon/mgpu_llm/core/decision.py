@@ -27,16 +27,19 @@ def after_failed_load(run: Run, policy: Policy) -> Next:
         return Try(rung=run.trial, delay_s=0.0)
     failures = failures_since_it_served(run)
     found = failures[-1].found
-    same = Counter(failure.found.cause for failure in failures)[found.cause]
     choice = cures.choose(policy.ladder, failures)
+    on_rung = sum(failure.rung == run.rung for failure in failures)
+    if found.spared and choice.remedy is None:
+        # Who holds the GPU may go at any time, and nothing is lost by waiting.
+        return Try(rung=run.rung, delay_s=_delay_s(on_rung, run, policy))
+    same = Counter(failure.found.cause for failure in failures if not failure.found.spared)[found.cause]
     if choice.remedy is None and not choice.retry:
         return _nothing_left(run, failures, choice)
-    if run.struggle >= policy.attempts:
+    if _loads(run) >= policy.attempts:
         return _too_many(run)
     if same >= policy.tries_per_cause:
         return Fail(status=GAVE_UP, message=final_message(run, f"{same} attempts have failed for the same cause"))
     if choice.remedy is None:
-        on_rung = sum(failure.rung == run.rung for failure in failures)
         return Try(rung=run.rung, delay_s=_delay_s(on_rung, run, policy))
     # Other settings are no wait for something to recover: they are tried at once.
     return Try(rung=run.rung.plus(choice.remedy), delay_s=0.0)
@@ -44,7 +47,7 @@ def after_failed_load(run: Run, policy: Policy) -> Next:
 
 def after_death(run: Run, policy: Policy) -> Next:
     """The engine had served. `run.deaths` counts the deaths in a row, this one included."""
-    if run.struggle >= policy.attempts:
+    if _loads(run) >= policy.attempts:
         return _too_many(run)
     failures = _failures(failed_in_a_row(run))
     gone = failures[-1].found.gpus  # without these it cannot be the same again
@@ -80,8 +83,9 @@ def final_message(run: Run, why: str) -> str:
 
 
 def _attempts(alike: list[Ended], rung: str) -> str:
-    numbers, took = ", ".join(str(ended.number) for ended in alike), sum(ended.duration_s for ended in alike)
-    return f"attempt{'s' * (len(alike) > 1)} {numbers} ({rung}, {took:.0f} s)"
+    first, last = alike[0], alike[-1]
+    numbers, took_s = ", ".join(str(ended.number) for ended in alike), last.ended_at - first.ended_at + first.duration_s
+    return f"attempt{'s' * (len(alike) > 1)} {numbers} ({rung}, {took_s:.0f} s)"
 
 
 def failed_in_a_row(run: Run) -> tuple[Ended, ...]:
@@ -118,9 +122,15 @@ def in_words(then: Next | None, run: Run) -> str:
             assert_never(unreachable)
 
 
+def _loads(run: Run) -> int:
+    """The attempts in a row for which a load was made. Of those that are remembered no more, nobody knows."""
+    recent = run.ended[-run.struggle :] if run.struggle else ()
+    return run.struggle - sum(ended.diagnosis is not None and ended.diagnosis.spared for ended in recent)
+
+
 def _too_many(run: Run) -> Fail:
     return Fail(
-        status=GAVE_UP, message=final_message(run, f"{run.struggle} attempts in a row have failed or died soon")
+        status=GAVE_UP, message=final_message(run, f"{_loads(run)} attempts in a row have failed or died soon")
     )
 
 

@@ -32,6 +32,10 @@ _WORKER: Final = re.compile(r"Worker_TP([0-9]{1,4})")
 _HARMLESS: Final = re.compile(r"^Error retrieving ")
 
 
+#: Others hold so much of a GPU that the engine ends.
+TAKEN: Final = "gpu-not-free"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
     """Why an attempt ended. `outcome`: stalled, crashed, refused or died (while serving).
@@ -52,6 +56,11 @@ class Diagnosis:
     rank: int | None = None
     gpus: tuple[str, ...] = ()
     transports: Mapping[str, bool] = field(default_factory=dict)
+
+    @property
+    def spared(self) -> bool:
+        """Whether others hold a GPU, and no load was made: that is a wait, and says nothing of the settings."""
+        return self.outcome == "averted" and self.cause == TAKEN
 
     @property
     def hopeless(self) -> bool:

@@ -76,7 +76,8 @@ def after_verdict(run: Run, at: float, found: Diagnosis, then: Next, policy: Pol
     kept = _incident(run, at, found, then, policy)
     if kept:
         facts["incident"] = kept[0].incident
-    announced = [Announce(name=f"engine.{found.outcome}", level=Level.ERROR, facts=facts)]
+    level = Level.WARNING if found.spared else Level.ERROR
+    announced = [Announce(name=f"engine.{found.outcome}", level=level, facts=facts)]
     announced += [Announce(name="engine.evidence", facts={"seen": seen}) for seen in found.evidence]
     run, out = unusable.noted(replace(run, trial=None), dict.fromkeys(found.gpus, found.summary))
     killing = Killing(run=run, since=at, then=then, why=found.summary, keeping=bool(kept))
@@ -198,7 +199,7 @@ def _proceed(run: Run, then: Next, at: float, policy: Policy) -> Step:
 
 
 def _incident(run: Run, at: float, found: Diagnosis, then: Next, policy: Policy) -> tuple[KeepIncident, ...]:
-    if not policy.incidents:
+    if not policy.incidents or found.spared:
         return ()
     ended, rung = run.ended[-1], run.rung
     kept = KeepIncident(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from mgpu_llm.core import known_good
+from mgpu_llm.core.diagnosis import TAKEN
 from mgpu_llm.core.effects import Announce, Effect, Level, NotifyReady, RememberRung, RememberStart
 from mgpu_llm.core.known_good import KnownGood
 from mgpu_llm.core.ladder import BASE
@@ -14,8 +15,10 @@ from mgpu_llm.core.states import Policy, Ready, Run, Starting
 
 #: How an engine that serves on a rung of ours comes back to the admin's own settings.
 WAY_BACK: Final = "remove the cause, then: mgpuctl forget && mgpuctl restart"
-#: The same where what served was forgotten on request.
-FORGOTTEN: Final = "it is forgotten: the next start begins with your settings (mgpuctl restart)"
+#: The same where that is not remembered: somebody wants it forgotten, or others held a GPU.
+FORGOTTEN: Final = "it is not remembered: the next start begins with your settings (mgpuctl restart)"
+#: The same where a GPU is out.
+OUT: Final = "reset the GPU that is out, or reboot the host, then restart this service with systemctl"
 
 
 def served(state: Starting, at: float, policy: Policy) -> tuple[Ready, tuple[Effect, ...]]:
@@ -42,11 +45,18 @@ def served(state: Starting, at: float, policy: Policy) -> tuple[Ready, tuple[Eff
             "cost": rung.cost,
             "since": known.since if known is not None else known_good.utc_text(policy.utc_s + at),
             "cause": known.cause if known is not None else "",
-            "way_back": WAY_BACK if known is not None else FORGOTTEN,
+            "way_back": way_back(ready.run),
         }
         announced.append(Announce(name="engine.degraded", level=Level.WARNING, facts=lost))
     remembered = () if known == state.run.known else (RememberRung(known=known),)
     return ready, (*announced, NotifyReady(), *remembered, _remembered(state, at, policy))
+
+
+def way_back(run: Run) -> str:
+    """What brings a service on a rung of ours back to the admin's own settings."""
+    if run.out:
+        return OUT
+    return WAY_BACK if run.known is not None else FORGOTTEN
 
 
 def _known(run: Run, at: float, policy: Policy) -> KnownGood | None:
@@ -57,6 +67,8 @@ def _known(run: Run, at: float, policy: Policy) -> KnownGood | None:
     failed = [ended.diagnosis.cause for ended in run.ended if ended.diagnosis is not None]
     # After deaths the last one counts: this is the first attempt since then.
     causes = failed[-max(run.tries - 1, 1) :] if run.trial is None else []
+    if causes and set(causes) == {TAKEN}:
+        return run.known  # who held a GPU may be gone by the next start
     return known_good.served(
         run.known,
         run.rung,

@@ -122,7 +122,7 @@ def _degradation(state: State, policy: Policy) -> Degradation | None:
         cause=known.cause if known is not None else "",
         changes=_changes(rung, policy),
         cost=rung.cost,
-        way_back=readiness.WAY_BACK if known is not None else readiness.FORGOTTEN,
+        way_back=readiness.way_back(state.run),
     )
 
 
