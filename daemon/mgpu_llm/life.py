@@ -96,7 +96,8 @@ def _locked(runtime_dir: Path) -> Iterator[None]:
             why = f"cannot start: another mgpud (pid {other.pid}) runs with '{runtime_dir}'; stop it, or set daemon.runtime_dir"
             raise CannotStartError(TRY_AGAIN, why) from None
         except OSError as error:
-            why = f"cannot use the runtime folder '{runtime_dir}': {error.strerror}; set daemon.runtime_dir"
+            cure = f"set daemon.runtime_dir{state_dir.sandboxed(error, runtime_dir)}"
+            why = f"cannot use the runtime folder '{runtime_dir}': {error.strerror}; {cure}"
             raise CannotStartError(BAD_CONFIG, why) from None
         yield
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from mgpu_llm.adapters import state_dir
+from mgpu_llm.core import instances, sandbox
+from tests.support.read_only import inside, needs_mounts
 
 NOBODY = 65534
 
@@ -104,3 +108,26 @@ def test_a_folder_that_this_user_may_not_look_for_is_one_that_he_may_not_make(op
         assert why(open_folder / "hidden" / "state") == f"{user} may not make it in '{open_folder / 'hidden'}'"
         assert not can_be_used(open_folder / "hidden" / "state")
     (open_folder / "hidden").chmod(0o755)
+
+
+@needs_mounts
+def test_a_unit_that_makes_it_read_only_is_told_with_what_opens_it_but_not_to_a_shell(tmp_path: Path) -> None:
+    script = (
+        "import sys, pathlib; from mgpu_llm.adapters import state_dir\n"
+        "with state_dir.held(pathlib.Path(sys.argv[1])) as found: assert found is None\n"
+    )
+    command = inside(tmp_path, sys.executable, "-c", script, str(tmp_path / "state"))
+    shell = {name: value for name, value in os.environ.items() if name != "INVOCATION_ID"}
+    said = [
+        subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=60).stdout
+        for environ in (shell, {**shell, "INVOCATION_ID": "8b5f"})
+    ]
+    assert all(f"cannot use '{tmp_path}/state': read-only file system; set daemon.state_dir" in line for line in said)
+    unit = sandbox.unit_of(Path("/proc/self/cgroup").read_text()) or instances.unit("")
+    cure = f"sudo systemctl edit {unit}: ReadWritePaths={tmp_path}/state under [Service]"
+    assert [cure in line for line in said] == [False, True]
+
+
+def test_another_fault_of_the_folder_is_not_laid_to_the_unit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("INVOCATION_ID", "8b5f")
+    assert state_dir.sandboxed(PermissionError(13, "Permission denied"), tmp_path) == ""

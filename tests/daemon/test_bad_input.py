@@ -17,6 +17,7 @@ from tests.daemon.lives import LIMIT_S
 from tests.support.daemons import MGPUD
 from tests.support.fake_nvml import FakeGpu, FakeNvml
 from tests.support.fake_setup import FakeSetup
+from tests.support.read_only import inside, needs_mounts
 
 #: Settings, further TOML, and the whole line after the file's name.
 MISTAKES: Final[Mapping[str, tuple[Mapping[str, object], str, str]]] = {
@@ -166,6 +167,22 @@ def test_a_runtime_folder_that_cannot_be_used_is_refused(begin: Begin, tmp_path:
     assert life.log() == (
         f"cannot use the runtime folder '{tmp_path}/file/run': Not a directory; set daemon.runtime_dir\n"
     )
+
+
+@needs_mounts
+def test_a_runtime_folder_that_the_unit_makes_read_only_is_refused_with_what_opens_it(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    setup = FakeSetup(folder=tmp_path, settings={"daemon.runtime_dir": f"{closed}/run"})
+    command = inside(closed, str(MGPUD), "--config", str(setup.write()))
+    environ = {**os.environ, "INVOCATION_ID": "8b5f"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 78
+    place = f"'{closed}/run': Read-only file system; set daemon.runtime_dir, or, where its unit makes that read-only"
+    assert done.stderr.startswith(
+        f"cannot use the runtime folder {place} (the folder must be there): sudo systemctl edit "
+    )
+    assert done.stderr.endswith(f": ReadWritePaths={closed}/run under [Service]\n")
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from typing import Final
 
 import structlog
 
+from mgpu_llm.core import instances, sandbox
+
 #: flock(2) where a file system has none, for folders.
 _NO_LOCKS: Final = frozenset({errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 #: Of a folder that cannot be used.
@@ -46,7 +48,7 @@ def held(folder: Path) -> Iterator[Path | None]:
         except OSError as error:
             log.warning(
                 "state.unusable",
-                reason=f"cannot use '{folder}': {_why(error)}; set daemon.state_dir",
+                reason=f"cannot use '{folder}': {_why(error)}; set daemon.state_dir{sandboxed(error, folder)}",
                 consequence=CONSEQUENCE,
             )
         yield found
@@ -65,6 +67,18 @@ def foreseen(folder: Path) -> str:
     else:
         return "" if there else f"'{folder}' is not there yet: it will be made"
     return f"cannot use '{folder}': {why}; set daemon.state_dir, else {CONSEQUENCE}"
+
+
+def sandboxed(error: OSError, folder: Path) -> str:
+    """What else would help where it is the unit's sandbox that makes a folder read-only, after what helps anyhow; else ""."""
+    if error.errno != errno.EROFS or "INVOCATION_ID" not in os.environ:
+        return ""
+    try:
+        groups = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        groups = ""
+    cure = sandbox.opened(sandbox.unit_of(groups) or instances.unit(""), str(folder))
+    return f", or, where its unit makes that read-only (the folder must be there): {cure}"
 
 
 def _why(error: OSError) -> str:

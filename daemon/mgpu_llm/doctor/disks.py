@@ -121,7 +121,7 @@ def _writable(places: Mapping[str, str], who: Account) -> Iterator[Finding]:
         if not {"w", "x"} <= set(can):
             closed.setdefault(nearest[what], []).append(what)
     if not closed:
-        yield SUBJECT.ok("disks-write", f"{who.name} may write in all {len(places)} places")
+        yield SUBJECT.ok("disks-write", f"{who.name} may write in all {len(places)} places, by their permissions")
     for folder, whats in closed.items():
         seen = f"{who.name} may not write in {folder} ({', '.join(f'{what}: {places[what]}' for what in whats)})"
         caches = [what for what in whats if what != STATE]

@@ -26,6 +26,7 @@ from mgpu_llm.doctor import (
     links,
     memory,
     ports,
+    sandbox,
     settings,
     weights,
 )
@@ -107,7 +108,7 @@ def _of_the_host(patient: Patient, facts: Facts) -> list[Check]:
         Check(
             subject=memory.SUBJECT,
             name="memory-free",
-            work=lambda: memory.check(system, ranks=ranks, weights=facts.weights, limit=limit),
+            work=lambda: memory.check(system, ranks=ranks, weights=facts.weights, limit=limit, unit=facts.limits.name),
         ),
         Check(subject=memory.SUBJECT, name="memory-shm", work=lambda: memory.shared(system, ranks)),
         Check(subject=limits.SUBJECT, name="limits-files", work=lambda: limits.check(system, facts.limits, who, ranks)),
@@ -116,6 +117,22 @@ def _of_the_host(patient: Patient, facts: Facts) -> list[Check]:
             name="disks-space",
             work=lambda: disks.check(system, facts.engine_environ, state, who),
         ),
+        *_of_the_unit(patient, facts, state),
+    ]
+
+
+def _of_the_unit(patient: Patient, facts: Facts, state_dir: str) -> list[Check]:
+    unit, loaded = facts.unit, patient.loaded
+    if unit is None:
+        return []
+    written = sandbox.writes(loaded, facts.engine_environ, state_dir)
+    read = {} if loaded is None else sandbox.reads(loaded, facts.installed.program)
+    return [
+        Check(
+            subject=sandbox.SUBJECT,
+            name="unit-write",
+            work=lambda: sandbox.check(unit.sandbox, unit.name, written, read, patient.who),
+        )
     ]
 
 

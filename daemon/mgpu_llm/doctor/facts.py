@@ -17,6 +17,7 @@ from mgpu_llm.adapters.host.program import RunAs
 from mgpu_llm.config import engine_args as options
 from mgpu_llm.config import launching, model
 from mgpu_llm.config.parse import Loaded
+from mgpu_llm.core import instances
 from mgpu_llm.core.launch import environment
 from mgpu_llm.core.slices import is_slice
 from mgpu_llm.doctor import account, gpus, limits
@@ -75,7 +76,8 @@ class Facts:
 
 async def gather(patient: Patient, nvml: Gpus) -> Facts:
     """Takes some seconds at most. Raises nothing."""
-    unit = await aside(installed, UNIT_S)
+    name = instances.unit("" if patient.loaded is None else instances.of_config(patient.loaded.main.absolute()))
+    unit = await aside(lambda: installed(name), UNIT_S)
     served = unit if unit is not None and unit.user == patient.who.name else None
     environ = _environ(patient, served)
     loaded = patient.loaded
@@ -89,7 +91,7 @@ async def gather(patient: Patient, nvml: Gpus) -> Facts:
     size = await aside(lambda: model.weights_bytes(loaded.config, environ), DISK_S) if loaded and folder else None
     return Facts(
         unit=served,
-        limits=served or limits.of_this_process(patient.system),
+        limits=served or limits.of_this_process(patient.system, name),
         environ=environ,
         engine_environ=whole,
         told=told,

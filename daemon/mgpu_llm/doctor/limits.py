@@ -21,15 +21,15 @@ LEAST_FILES: Final = 1024
 TASKS_A_RANK: Final = 500
 #: Users below are the system's own, to systemd (SYS_UID_MAX of login.defs).
 FIRST_LOGIN_USER: Final = 1000
-_UNIT: Final = "sudo systemctl edit mgpu-llm"
 
 
-def of_this_process(system: System) -> Unit:
-    """The limits that we run under, as a unit has them."""
+def of_this_process(system: System, name: str) -> Unit:
+    """The limits that we run under, as the unit of that name has them."""
     memlock = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return Unit(
         user="",
+        name=name,
         memlock_bytes=None if memlock == resource.RLIM_INFINITY else memlock,
         files=None if files == resource.RLIM_INFINITY else files,
         tasks=system.group_limit("pids", "pids.max", "pids.max"),
@@ -39,14 +39,15 @@ def of_this_process(system: System) -> Unit:
 def check(system: System, limits: Unit, who: Account, ranks: int) -> Iterator[Finding]:
     """`limits` are those under which the engine will run."""
     whose = f"of {limits.user}'s service" if limits.user else "of this session"
-    yield _memlock(limits.memlock_bytes, whose, infiniband=bool(system.names("/sys/class/infiniband")))
+    edit = f"sudo systemctl edit {limits.name}"
+    yield _memlock(limits.memlock_bytes, whose, edit, infiniband=bool(system.names("/sys/class/infiniband")))
     if limits.files is None or limits.files >= FILES:
         yield SUBJECT.ok("limits-files", f"open files {whose}: {limits.files or 'no limit'}")
     else:
         seen = f"open files {whose}: {limits.files}, and each client is one"
         said = SUBJECT.problem if limits.files < LEAST_FILES else SUBJECT.warning
-        yield said("limits-files", seen, f"{_UNIT}: LimitNOFILE=65536; in a shell: ulimit -n 65536")
-    yield _threads(limits.tasks, whose, ranks)
+        yield said("limits-files", seen, f"{edit}: LimitNOFILE=65536; in a shell: ulimit -n 65536")
+    yield _threads(limits.tasks, whose, edit, ranks)
     yield ptrace(system.text("/proc/sys/kernel/yama/ptrace_scope").strip(), who)
     if finding := _remove_ipc(system, who):
         yield finding
@@ -62,23 +63,23 @@ def ptrace(scope: str, who: Account) -> Finding:
     return SUBJECT.warning("limits-ptrace", seen, "a reboot without it" if scope == "3" else cure)
 
 
-def _memlock(limit: int | None, whose: str, *, infiniband: bool) -> Finding:
+def _memlock(limit: int | None, whose: str, edit: str, *, infiniband: bool) -> Finding:
     if limit is None:
         return SUBJECT.ok("limits-memlock", f"locked memory {whose}: no limit")
     seen = f"locked memory {whose}: {gib(limit)}"
     if not infiniband:
         return SUBJECT.ok("limits-memlock", f"{seen}, and no InfiniBand that would need more")
     seen = f"{seen}; NCCL fails to register memory with InfiniBand under a limit"
-    cure = f"{_UNIT}: LimitMEMLOCK=infinity; in a shell: ulimit -l unlimited; docker run --ulimit memlock=-1"
+    cure = f"{edit}: LimitMEMLOCK=infinity; in a shell: ulimit -l unlimited; docker run --ulimit memlock=-1"
     return SUBJECT.warning("limits-memlock", seen, cure)
 
 
-def _threads(limit: int | None, whose: str, ranks: int) -> Finding:
+def _threads(limit: int | None, whose: str, edit: str, ranks: int) -> Finding:
     wanted = TASKS_A_RANK * max(ranks, 1)
     if limit is None or limit >= wanted:
         return SUBJECT.ok("limits-tasks", f"processes and threads {whose}: {limit or 'no limit'}")
     seen = f"processes and threads {whose}: {limit}, and {max(ranks, 1)} ranks with their compilers take up to {wanted}"
-    return SUBJECT.warning("limits-tasks", seen, f"{_UNIT}: TasksMax=infinity; docker run --pids-limit=-1")
+    return SUBJECT.warning("limits-tasks", seen, f"{edit}: TasksMax=infinity; docker run --pids-limit=-1")
 
 
 def _remove_ipc(system: System, who: Account) -> Finding | None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from mgpu_llm.core.instances import USUAL
 from mgpu_llm.doctor.finding import Finding, Subject, gib
 from mgpu_llm.doctor.system import System
 
@@ -43,15 +44,17 @@ def pressure(text: str) -> float | None:
     return float(found[1]) if found else None
 
 
-def check(system: System, *, ranks: int, weights: int | None, limit: int | None) -> Iterator[Finding]:
+def check(
+    system: System, *, ranks: int, weights: int | None, limit: int | None, unit: str = USUAL
+) -> Iterator[Finding]:
     """`weights` are the bytes of the model's files, None where nobody knows. `limit` is that of the engine's control
-    group."""
+    group, and `unit` is how systemctl calls what it belongs to."""
     told = meminfo(system.text("/proc/meminfo"))
     if "MemAvailable" in told:
         yield from _free(told, ranks, weights)
     else:
         yield SUBJECT.unknown("memory-free", "no /proc/meminfo")
-    yield _limit(limit, ranks, weights)
+    yield _limit(limit, ranks, weights, f"sudo systemctl set-property {unit} MemoryMax=infinity")
     if (waits := pressure(system.text("/proc/pressure/memory"))) is None:
         yield SUBJECT.unknown("memory-pressure", "this kernel does not tell (psi=1 on its command line)")
     elif waits >= PRESSURE:
@@ -111,17 +114,17 @@ def _free(told: dict[str, int], ranks: int, weights: int | None) -> Iterator[Fin
         yield SUBJECT.ok("memory-free", seen)
 
 
-def _limit(limit: int | None, ranks: int, weights: int | None) -> Finding:
+def _limit(limit: int | None, ranks: int, weights: int | None, lifted: str) -> Finding:
     needed = ABOVE_BYTES + ranks * RANK_BYTES
     if limit is None:
         return SUBJECT.ok("memory-limit", "no memory limit on the engine's control group")
     seen = f"the engine's control group may use {gib(limit)}"
     if limit < needed:
         seen = f"{seen}, and {ranks} ranks take up to {gib(needed)} while they load: the kernel may kill one"
-        cure = "sudo systemctl set-property mgpu-llm MemoryMax=infinity, or docker run without --memory"
+        cure = f"{lifted}, or docker run without --memory"
         said = SUBJECT.problem if limit < LEAST_PART * needed else SUBJECT.warning
         return said("memory-limit", seen, cure)
     if weights is not None and limit < weights:
         seen = f"{seen}, less than the model's {gib(weights)}, which its page cache counts against"
-        return SUBJECT.warning("memory-limit", seen, "sudo systemctl set-property mgpu-llm MemoryMax=infinity")
+        return SUBJECT.warning("memory-limit", seen, lifted)
     return SUBJECT.ok("memory-limit", seen)
