@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -65,11 +65,40 @@ _NAMED_AT_IMPORT: Final = (
     "not used here, but vLLM (up to 0.32 at least) asks all GPUs of the host at its import, and ends if one is lost"
 )
 
+#: How often, and for how long, a start is tried for which something is not there yet. With RestartSec= of the unit, ten such
+#: starts are longer than StartLimitIntervalSec=: systemd goes on for as long as it takes.
+TRY_EVERY_S: Final = 10.0
+TRIED_S: Final = 180.0
+#: What one try takes at most: the driver may be silent, and the config lie on a slow disk.
+BEGIN_S: Final = 60.0
+
 log = structlog.get_logger()
 
 
 async def supervise(config_file: Path, notifier: SystemdNotifier) -> int:
-    """Supervise an engine until somebody or something ends that; returns the exit status. Raises CannotStartError."""
+    """Supervise an engine until somebody or something ends that; returns the exit status. Raises CannotStartError; under systemd
+    not before what another try may cure was tried for a while: systemd itself gives up after a few quick ones."""
+    give_up_at, told = time.monotonic() + (TRIED_S if _is_a_service(os.environ) else 0), ""
+    while True:
+        try:
+            return await _supervise(config_file, notifier)
+        except CannotStartError as problem:
+            if problem.status != TRY_AGAIN or time.monotonic() >= give_up_at:
+                raise
+            if problem.message != told:
+                log.warning("daemon.waiting", why=problem.message, next=f"tried again every {TRY_EVERY_S:g} s")
+                told = problem.message
+            notifier.status(f"waiting: {problem.message}".partition("\n")[0])
+            notifier.extend_timeout(TRY_EVERY_S + BEGIN_S)
+            await asyncio.sleep(TRY_EVERY_S)
+
+
+def _is_a_service(environ: Mapping[str, str]) -> bool:
+    """Whether systemd itself has begun this very process (248 and later)."""
+    return environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
+
+
+async def _supervise(config_file: Path, notifier: SystemdNotifier) -> int:
     loaded = parse.load(config_file)
     if not loaded.complete:
         raise CannotStartError(BAD_CONFIG, render(loaded.problems))

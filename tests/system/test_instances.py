@@ -13,7 +13,7 @@ from tests.support.booted_systemd import BootedSystemd
 from tests.support.fake_nvml import FakeGpu, FakeNvml, build
 from tests.support.fake_setup import MODEL, FakeSetup
 from tests.support.toy_setup import free_port
-from tests.system.units import PROGRAMS, ctl, lay
+from tests.system.units import PROGRAMS, ctl, lay, wait_for
 
 pytestmark = pytest.mark.system
 LIBRARY = "/usr/local/lib/fake-nvml"
@@ -85,15 +85,24 @@ def test_a_secret_of_root_s_is_in_the_environment_of_the_engine_that_was_given_i
     ).returncode
 
 
-def test_a_third_one_on_a_gpu_of_the_first_is_refused_and_says_whose_it_is(host: BootedSystemd) -> None:
+def test_a_third_one_on_a_gpu_of_the_first_says_whose_it_is_waits_and_begins_when_that_ends(
+    host: BootedSystemd,
+) -> None:
     configure(host, "c", 0)
-    assert host.run("systemctl", "start", "mgpu-llm@c").returncode != 0
-    host.must("systemctl", "stop", "mgpu-llm@c")
+    host.must("systemctl", "start", "--no-block", "mgpu-llm@c")
+    waits = "waiting: cannot reserve GPU 0 ("
+    wait_for(lambda: host.show("mgpu-llm@c.service", "StatusText")["StatusText"].startswith(waits))
+    assert host.show("mgpu-llm@c.service", "ActiveState", "NRestarts") == {
+        "ActiveState": "activating",
+        "NRestarts": "0",
+    }
     pid = host.show("mgpu-llm@a.service", "MainPID")["MainPID"]
-    said = host.journal("mgpu-llm@c")
-    assert "cannot reserve GPU 0 (" in said
-    assert f"another mgpud uses it (pid {pid}, " in said
+    assert f"another mgpud uses it (pid {pid}, " in host.journal("mgpu-llm@c")
     assert [state(host, name) for name in ("a", "b-2.5")] == ["active", "active"]
+    host.must("systemctl", "stop", "mgpu-llm@a")
+    wait_for(lambda: state(host, "c") == "active")
+    host.must("systemctl", "stop", "mgpu-llm@c")
+    host.must("systemctl", "start", "mgpu-llm@a")
 
 
 def test_the_end_of_one_takes_nothing_from_the_other(host: BootedSystemd) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from tests.support.booted_systemd import BootedSystemd
 from tests.support.fake_setup import MODEL, FakeSetup
 from tests.support.toy_setup import free_port
-from tests.system.units import PROGRAMS, lay
+from tests.system.units import PROGRAMS, lay, wait_for
 
 pytestmark = pytest.mark.system
 UNIT = "mgpu-llm.service"
@@ -64,13 +63,6 @@ def status(host: BootedSystemd) -> dict[str, Any]:
     """What mgpuctl says; nothing where no daemon answers."""
     said = host.run(str(PROGRAMS / "mgpuctl"), "status", "--json").stdout
     return dict(json.loads(said)) if said else {}
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + LIMIT_S
-    while not what():
-        assert time.monotonic() < give_up_at, "it never came"
-        time.sleep(0.1)
 
 
 def test_a_load_that_moves_may_take_longer_than_the_start_timeout(host: BootedSystemd) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import time
+from collections.abc import Callable
 from typing import Final
 
 from tests.support.booted_systemd import BootedSystemd
@@ -10,6 +12,7 @@ from tests.support.toy_setup import ROOT
 
 PACKAGING: Final = ROOT / "packaging/systemd"
 PROGRAMS: Final = ROOT / ".venv/bin"
+LIMIT_S: Final = 120.0
 
 
 def lay(booted: BootedSystemd) -> BootedSystemd:
@@ -32,3 +35,11 @@ def lay(booted: BootedSystemd) -> BootedSystemd:
 def ctl(booted: BootedSystemd, *words: str) -> str:
     """What mgpuctl says, which must succeed."""
     return booted.must(str(PROGRAMS / "mgpuctl"), *words)
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    """Until that holds; fails where it never does."""
+    give_up_at = time.monotonic() + LIMIT_S
+    while not what():
+        assert time.monotonic() < give_up_at, "it never came"
+        time.sleep(0.1)

@@ -56,6 +56,7 @@ MESSAGE_IDS: Final[Mapping[str, str]] = {
     "config.wrong": "ac1b1741f3a24e158389454fc45055ff",
     "config.reloaded": "ea75b3ebc2d14b8d99330139b8ff2e12",
     "config.reload-failed": "3b642c902bb149e6ad22f72b3e5f9fba",
+    "daemon.waiting": "d060a0d5385d4fb59ec9b0c14356baf5",
     "daemon.not-started": "8c88a8f90e8c4215a44089193dc4e67f",
     "daemon.gave-up": "6625e93e7374409bbca290bdf159ccd3",
     "daemon.fault": "f7195a4a242a473cabac88f54f0be1d5",
