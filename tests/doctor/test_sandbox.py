@@ -12,15 +12,17 @@ import pytest
 
 from mgpu_llm.adapters.gpus import Gpus
 from mgpu_llm.config import parse as config
-from mgpu_llm.doctor import account, sandbox
+from mgpu_llm.doctor import account, disks, sandbox
 from mgpu_llm.doctor.account import Account
 from mgpu_llm.doctor.examination import examine
 from mgpu_llm.doctor.facts import Patient
 from mgpu_llm.doctor.finding import Finding
 from mgpu_llm.doctor.sandbox import Sandbox, View
+from mgpu_llm.doctor.system import System
 from mgpu_llm.doctor.unit import parse
 from tests.doctor.hosts import levels, named
 
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can look as another user")
 LOADED = "LoadState=loaded\nUser=mgpu-llm\n"
 #: Shown of a unit with drop-ins, its own and ours.
 STRICT = """\
@@ -151,6 +153,23 @@ def test_a_link_is_unseen_where_it_lies_and_where_it_leads(tmp_path: Path) -> No
     for name in ("seen/link", "link") if tmp_path.is_relative_to("/tmp") else ("seen/link",):
         assert checked(hides, {}, {"the model": str(tmp_path / name)})[-1].level == "problem"
     assert levels(checked(hides, {}, {"the model": f"{tmp_path}/seen"}))["unit-read"] == "ok"
+
+
+def test_folders_that_systemd_makes_for_the_user_need_not_be_there_before_the_first_start(tmp_path: Path) -> None:
+    made = of(STRICT).made
+    assert made == ("/var/lib/sbx", "/var/cache/sbx", "/run/sbx")
+    environ = {"HOME": "/var/lib/sbx", "XDG_CACHE_HOME": "/var/cache/sbx", "TMPDIR": str(tmp_path)}
+    me = account.account("root" if os.geteuid() == 0 else None)
+    found = list(disks.check(System(), environ, "/var/lib/sbx", me, made))
+    assert named(found, "disks-write").seen == f"{me.name} may write in all 7 places, by their permissions"
+
+
+@as_root
+def test_other_folders_are_asked_for_all_the_same() -> None:
+    nobody, made = account.account("nobody"), ("/var/lib/sbx",)
+    environ = {"HOME": "/var/lib/sbx", "HF_HOME": "/var/lib/sbx2/hf", "TMPDIR": "/tmp"}
+    problem = named(list(disks.check(System(), environ, "/var/lib/sbx", nobody, made)), "disks-write")
+    assert (problem.level, "(HF_HOME: /var/lib/sbx2/hf)" in problem.seen) == ("problem", True)
 
 
 @pytest.mark.parametrize(

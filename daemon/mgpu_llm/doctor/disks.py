@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -70,8 +70,11 @@ def mount_of(path: str, known: list[Mount]) -> Mount | None:
     return max(reversed(above), key=lambda mount: len(mount.place), default=None)
 
 
-def check(system: System, environ: Mapping[str, str], state_dir: str, who: Account) -> Iterator[Finding]:
-    """`environ` is the engine's. A network's disk that is gone makes this wait for ever: it needs a deadline."""
+def check(
+    system: System, environ: Mapping[str, str], state_dir: str, who: Account, made: Sequence[str] = ()
+) -> Iterator[Finding]:
+    """`environ` is the engine's, and `made` are folders that systemd will make for the user. A network's disk that is gone makes
+    this wait for ever: it needs a deadline."""
     places = {**surroundings.places(environ), STATE: state_dir}
     known = mounts(system.text("/proc/self/mounts"))
     disks = dict[str, list[str]]()
@@ -85,7 +88,7 @@ def check(system: System, environ: Mapping[str, str], state_dir: str, who: Accou
     kinds = {mount.place: mount.kind for mount in known}
     for place, whats in disks.items():
         yield _space(place, kinds.get(place, ""), whats)
-    yield from _writable(places, who)
+    yield from _writable(places, who, made)
 
 
 def room(free: int, total: int, where: str, whats: list[str]) -> Finding:
@@ -109,8 +112,9 @@ def _space(place: str, kind: str, whats: list[str]) -> Finding:
     return room(disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize, where, whats)
 
 
-def _writable(places: Mapping[str, str], who: Account) -> Iterator[Finding]:
-    nearest = {what: _nearest(Path(place)) for what, place in places.items()}
+def _writable(places: Mapping[str, str], who: Account, made: Sequence[str]) -> Iterator[Finding]:
+    given = [what for what, place in places.items() if any(Path(place).is_relative_to(folder) for folder in made)]
+    nearest = {what: _nearest(Path(place)) for what, place in places.items() if what not in given}
     may = account.access(who, list(nearest.values()))
     if may is None:
         why = f"only root, or {who.name}, can find out where {who.name} may write"

@@ -104,6 +104,7 @@ def _of_the_host(patient: Patient, facts: Facts) -> list[Check]:
     system, who, ranks = patient.system, patient.who, facts.ranks
     state = DEFAULT_STATE_DIR if patient.loaded is None else patient.loaded.config.daemon.state_dir
     limit = facts.unit.memory_bytes if facts.unit is not None else memory.group_limit(system)
+    made = facts.unit.sandbox.made if facts.unit is not None else ()
     return [
         Check(
             subject=memory.SUBJECT,
@@ -115,7 +116,7 @@ def _of_the_host(patient: Patient, facts: Facts) -> list[Check]:
         Check(
             subject=disks.SUBJECT,
             name="disks-space",
-            work=lambda: disks.check(system, facts.engine_environ, state, who),
+            work=lambda: disks.check(system, facts.engine_environ, state, who, made),
         ),
         *_of_the_unit(patient, facts, state),
     ]

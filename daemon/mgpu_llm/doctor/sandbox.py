@@ -72,9 +72,11 @@ class View(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Sandbox:
-    """`rules` say it of folders and all that is below them: the longest holds, and of equal ones the last."""
+    """`rules` say it of folders and all that is below them: the longest holds, and of equal ones the last. `made` are folders
+    that systemd makes at each start, and gives to the service's user."""
 
     rules: tuple[tuple[str, View], ...] = ()
+    made: tuple[str, ...] = ()
 
     def view(self, place: str) -> View:
         """Of an absolute path without links."""
@@ -96,11 +98,11 @@ def of_unit(told: Mapping[str, str]) -> Sandbox:
     # In what is covered nothing is found that could be opened: only a mount from outside brings it back.
     paths = [_real(path.lstrip("-+")) for path in _words(told.get("ReadWritePaths", ""))]
     rules += [(path, View.WRITTEN) for path in paths if not any(_is_below(path, folder) for folder in covered)]
-    for name, above in _MADE.items():
-        rules += [(f"{above}/{folder}", View.WRITTEN) for folder in _words(told.get(name, ""))]
+    made = [f"{above}/{folder}" for name, above in _MADE.items() for folder in _words(told.get(name, ""))]
+    rules += [(folder, View.WRITTEN) for folder in made]
     rules += [(_target(mount), View.READ) for mount in _words(told.get("BindReadOnlyPaths", ""))]
     rules += [(_target(mount), View.WRITTEN) for mount in _words(told.get("BindPaths", ""))]
-    return Sandbox(rules=tuple(rules))
+    return Sandbox(rules=tuple(rules), made=tuple(made))
 
 
 def writes(loaded: Loaded | None, environ: Mapping[str, str], state_dir: str) -> dict[str, str]:
