@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mgpu_llm.ctl.client import Client
@@ -57,7 +57,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, S
         yield path, backend
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     said=st.one_of(REQUESTS, st.lists(REQUESTS, max_size=3).map(b"".join), st.binary(max_size=300)),
     hangs_up=st.booleans(),
