@@ -80,8 +80,8 @@ tr -d - </proc/sys/kernel/random/uuid >etc/machine-id
 echo mgpu-booted >etc/hostname
 : >etc/fstab
 touch etc/.updated var/.updated
-# The host's own services would take its ports. What else is masked waits for hardware, would speak to the host's kernel, or would take
-# the host's /dev/null for a console.
+# The host's own services would take its ports. What else is masked waits for hardware, would speak to the host's kernel, or would
+# take the host's /dev/null for a console.
 rm -rf etc/systemd/system var/log/journal
 mkdir etc/systemd/system
 for unit in systemd-journald-audit.socket systemd-modules-load.service modprobe@.service getty.target systemd-logind.service \
