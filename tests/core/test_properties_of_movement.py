@@ -142,11 +142,13 @@ def test_words_bars_and_births_within_the_patience_are_never_suspected(
     def moves(passed_s: float) -> None:
         nonlocal born
         number = course.at(passed_s)
+        # In letters: what differs in digits alone is the same again, and of that so much counts and no more.
+        letters = "".join(chr(97 + int(digit)) for digit in f"{number:.0f}")
         if kind == "words":
-            world.say("".join(chr(97 + int(digit)) for digit in f"{number:.0f}"))
+            world.say(letters)
         elif kind == "bar":
             world.say(f"Fetching 9999 files:   5%|#     | {number:.0f}/99999 [00:01<00:03]")
-        others = (worker(9000, name=f"helper-{number:.0f}", started=int(number)),) if kind == "births" else ()
+        others = (worker(9000, name=f"helper-{letters}", started=int(number)),) if kind == "births" else ()
         world.look(worker(), *others)
 
     sampled(world, gaps, moves)
