@@ -157,7 +157,9 @@ def test_crashes_without_a_ladder_end_with_69_after_the_tries_of_one_rung(lives:
     assert life.story().count("engine.starting") == 2
     assert life.story().count("engine.waiting") == 1
     message = fact(life.told("daemon.gave-up")[0], "message")
-    assert re.search(r"; attempts 1, 2 \(base, \d+ s\): .* with exit code 3: RuntimeError: something went wrong", message)
+    assert re.search(
+        r"; attempts 1, 2 \(base, \d+ s\): .* with exit code 3: RuntimeError: something went wrong", message
+    )
     assert remains(life.setup) == []
 
 

@@ -129,9 +129,7 @@ def _loads(run: Run) -> int:
 
 
 def _too_many(run: Run) -> Fail:
-    return Fail(
-        status=GAVE_UP, message=final_message(run, f"{_loads(run)} attempts in a row have failed or died soon")
-    )
+    return Fail(status=GAVE_UP, message=final_message(run, f"{_loads(run)} attempts in a row have failed or died soon"))
 
 
 def _nothing_left(run: Run, failures: tuple[Failure, ...], choice: Choice) -> Fail:

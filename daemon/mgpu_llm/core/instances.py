@@ -16,7 +16,9 @@ STATE: Final = PurePath("/var/lib")
 SOCKET: Final = "control.sock"
 #: Nothing that systemd would escape in a unit's name but the dash, which it leaves alone in %i.
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-EXPECTED: Final = "letters, digits, _, . and -, 64 at most, the first a letter or a digit, not conf, and not mgpu-llm..."
+EXPECTED: Final = (
+    "letters, digits, _, . and -, 64 at most, the first a letter or a digit, not conf, and not mgpu-llm..."
+)
 
 
 def is_name(name: str) -> bool:
