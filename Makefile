@@ -6,7 +6,8 @@ DESTDIR ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 DEV_STAMP := $(VENV)/.complete
-# Tests that share nothing with each other, so that several run at once. Those of whole daemons look into one /dev/shm.
+# Tests that share nothing with each other, so that several run at once; but for the threads of one process, which those of adapters count.
+# Those of whole daemons look into one /dev/shm.
 APART := tests/adapters tests/ctl tests/doctor
 
 .PHONY: help dev run demo demo-ladder check bench-heartbeat bench-diagnosis test deb install uninstall clean
@@ -57,7 +58,7 @@ bench-diagnosis: $(DEV_STAMP)
 	$(PY) -m tests.bench.diagnosis --write docs/diagnosis.md
 
 test: dev check
-	$(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile $(APART)
+	for tests in $(APART); do $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile $$tests || exit; done
 	$(PY) -m pytest --ignore=tests/core --ignore=tests/config $(APART:%=--ignore=%)
 
 deb:
