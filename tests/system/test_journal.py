@@ -142,7 +142,7 @@ def test_journalctl_explains_the_event_in_place(spoken: BootedSystemd) -> None:
     told = spoken.journal("speaker", "-x", f"MESSAGE_ID={MESSAGE_IDS['engine.stalled']}")
     assert "Subject: The engine stalled (nccl-p2p) in attempt 3" in told
     assert "mgpuctl plan --cause nccl-p2p" in told
-    assert "systemctl restart speaker.service" in told
+    assert "systemctl reload speaker.service" in told
 
 
 def test_mgpuctl_shows_one_rank_and_the_daemon_apart(spoken: BootedSystemd) -> None:
