@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 DEV_STAMP := $(VENV)/.complete
 # Tests that share nothing with each other, so that several run at once; but for the threads of one process, which those of adapters count.
 # Those of whole daemons look into one /dev/shm.
-APART := tests/adapters tests/ctl tests/doctor
+APART := tests/adapters tests/ctl tests/doctor tests/share tests/system
 
 .PHONY: help dev run demo demo-ladder check bench-heartbeat bench-diagnosis test deb install uninstall clean
 .DELETE_ON_ERROR:
