@@ -52,16 +52,16 @@ async def to_run(loaded: Loaded, driver: Gpus, environ: Mapping[str, str]) -> as
     """The same for a daemon that will run, which remembers what served and on what, and draws its pauses. Raises
     CannotStartError."""
     plan = await checked(loaded, driver, environ)
-    base = plan.policy.ladder.base
+    whole = environment(environ, plan.policy.ladder.base)
     asked = driver if plan.uuids else None
-    versions = await host.find_versions(asked, plan.server.command, environment(environ, base))
+    versions = await host.find_versions(asked, plan.server.command, whole)
     key = assembly.key(plan, loaded.config, versions, environ)
     seed = int.from_bytes(os.urandom(4), "big")
     when = plan.policy.preflight
     if asked is not None and when is When.OVERLAP and await host.one_process_only(asked, plan.uuids.values()):
         when = When.BEFORE
     load_format = options.value(loaded.config.engine.args, options.LOAD_FORMAT)
-    compared = room.is_compared(versions.vllm, load_format, environment(environ, base))
+    compared = room.is_compared(versions.vllm, load_format, whole)
     policy = replace(plan.policy, key=key, boot=versions.boot, seed=seed, preflight=when, free_is_compared=compared)
     return replace(plan, policy=policy, versions=versions)
 

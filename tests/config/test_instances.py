@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpu_llm.config import parse
+from mgpu_llm.config import effective, parse
 from mgpu_llm.core import instances
 
 
@@ -28,6 +28,7 @@ def test_it_is_known_by_a_relative_path_too(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(folder)
     for path in ("big.toml", f"../{folder.name}/big.toml", "./conf.d/../big.toml"):
         assert parse.load(Path(path)).config.daemon.runtime_dir == "/run/mgpu-llm@big"
+        assert effective.document(Path(path))["instance"] == "big"
 
 
 def test_what_its_file_says_of_its_folders_counts(folder: Path) -> None:

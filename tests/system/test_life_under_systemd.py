@@ -65,6 +65,15 @@ def status(host: BootedSystemd) -> dict[str, Any]:
     return dict(json.loads(said)) if said else {}
 
 
+def comes_back_after(host: BootedSystemd, signal: str) -> None:
+    """The daemon gets the signal, and systemd begins it anew: with one engine, of which nothing was there before."""
+    before = engine(host)
+    host.must("kill", signal, show(host, "MainPID"))
+    wait_for(lambda: show(host, "NRestarts") == "1" and show(host, "SubState") == "running")
+    after = engine(host)
+    assert (len(after), after & before) == (len(before), set())
+
+
 def test_a_load_that_moves_may_take_longer_than_the_start_timeout(host: BootedSystemd) -> None:
     configure(host, "load_s=8")
     assert host.run("systemctl", "start", "mgpu-llm", timeout_s=LIMIT_S).returncode == 0
@@ -78,22 +87,14 @@ def test_a_daemon_that_stands_still_is_ended_by_the_watchdog_with_its_engine_and
 ) -> None:
     configure(host)
     host.must("systemctl", "start", "mgpu-llm")
-    before = engine(host)
-    host.must("kill", "-STOP", show(host, "MainPID"))
-    wait_for(lambda: show(host, "NRestarts") == "1" and show(host, "SubState") == "running")
-    after = engine(host)
-    assert (len(after), after & before) == (len(before), set())
+    comes_back_after(host, "-STOP")
     assert "watchdog" in host.journal("mgpu-llm").lower()
 
 
 def test_a_daemon_that_is_killed_comes_back_with_one_engine_and_without_the_old_one(host: BootedSystemd) -> None:
     configure(host)
     host.must("systemctl", "start", "mgpu-llm")
-    before = engine(host)
-    host.must("kill", "-KILL", show(host, "MainPID"))
-    wait_for(lambda: show(host, "NRestarts") == "1" and show(host, "SubState") == "running")
-    after = engine(host)
-    assert (len(after), after & before) == (len(before), set())
+    comes_back_after(host, "-KILL")
     assert status(host)["state"] == "ready"
 
 

@@ -13,7 +13,7 @@ from mgpu_llm.config.document import Place, merge, origin
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.config.problem import dotted, render
 from mgpu_llm.config.schema import Config, EngineSettings, RungSettings
-from mgpu_llm.core import instances, redaction
+from mgpu_llm.core import redaction
 from mgpu_llm.core.redaction import Redactor
 
 
@@ -56,7 +56,7 @@ def document(main: Path) -> dict[str, Any]:
     loaded, settings = effective(main)
     return {
         "config": str(main),
-        "instance": instances.of_config(main.absolute()),
+        "instance": files.instance(main),
         "problems": render(loaded.problems).splitlines(),
         "settings": [
             {

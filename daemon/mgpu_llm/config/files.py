@@ -27,8 +27,8 @@ class Source:
 def read(main: Path) -> tuple[tuple[Source, ...], tuple[ConfigProblem, ...]]:
     """The files that could be read, later ones weighing more, and what was wrong with the others."""
     sources, problems = list[Source](), list[ConfigProblem]()
-    instance = instances.of_config(_whole(main))
-    folder = main.parent / (f"{instance}.d" if instance else DROP_IN_FOLDER)
+    name = instance(main)
+    folder = main.parent / (f"{name}.d" if name else DROP_IN_FOLDER)
     try:
         files = [main, *_drop_ins(folder)]
     except OSError as error:
@@ -52,16 +52,16 @@ def read(main: Path) -> tuple[tuple[Source, ...], tuple[ConfigProblem, ...]]:
 
 def defaults(main: Path) -> tuple[Source, ...]:
     """What an instance's folders are unless its files say otherwise, to be laid under these; nothing for the usual one."""
-    instance = instances.of_config(_whole(main))
-    if not instance:
+    name = instance(main)
+    if not name:
         return ()
-    folders = f'runtime_dir = "{instances.runtime_dir(instance)}"\nstate_dir = "{instances.state_dir(instance)}"'
+    folders = f'runtime_dir = "{instances.runtime_dir(name)}"\nstate_dir = "{instances.state_dir(name)}"'
     return (Source(file=main, text=f"[daemon]\n{folders}"),)
 
 
-def _whole(path: Path) -> Path:
-    """An absolute path without detours; links are left as they are."""
-    return Path(os.path.normpath(path.absolute()))
+def instance(main: Path) -> str:
+    """Whose config that is, "" for the usual one's, however its path is written; links are left as they are."""
+    return instances.of_config(Path(os.path.normpath(main.absolute())))
 
 
 def _drop_ins(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from mgpu_llm.adapters.gpus import Gpus
 from mgpu_llm.adapters.host import engine_cuda, engine_versions
 from mgpu_llm.adapters.host.program import RunAs
 from mgpu_llm.config import engine_args as options
-from mgpu_llm.config import launching, model
+from mgpu_llm.config import files, launching, model
 from mgpu_llm.config.parse import Loaded
 from mgpu_llm.core import instances
 from mgpu_llm.core.launch import environment
@@ -76,7 +76,7 @@ class Facts:
 
 async def gather(patient: Patient, nvml: Gpus) -> Facts:
     """Takes some seconds at most. Raises nothing."""
-    name = instances.unit("" if patient.loaded is None else instances.of_config(patient.loaded.main.absolute()))
+    name = instances.unit("" if patient.loaded is None else files.instance(patient.loaded.main))
     unit = await aside(lambda: installed(name), UNIT_S)
     served = unit if unit is not None and unit.user == patient.who.name else None
     environ = _environ(patient, served)
